@@ -1,0 +1,50 @@
+"""Every query on the routing table: one row per model alias, so that one write moves every gateway at once."""
+
+from __future__ import annotations
+
+import json
+
+import sqlalchemy as sa
+
+from ab_testing.experiment import Route
+from pawl.database import Database
+from pawl.errors import StaleWrite
+from pawl.schema import routes
+
+
+def load_routes(database: Database) -> dict[str, Route]:
+    """The routes of all aliases that anything has been promoted or rolled out for."""
+    with database.read() as connection:
+        rows = connection.execute(sa.select(routes.c.alias, routes.c.version, routes.c.route)).all()
+    return {alias: Route.from_json(json.loads(text) | {"version": version}) for alias, version, text in rows}
+
+
+def load_route(database: Database, alias: str) -> Route | None:
+    """One alias's route, or None when only the configuration speaks for it."""
+    return load_routes(database).get(alias)
+
+
+def write_route(connection: sa.Connection, route: Route, *, epoch: int, at: float) -> Route:
+    """Replace an alias's route inside the caller's transaction; return it with its new version.
+
+    Raises:
+        StaleWrite: somebody wrote a later version, or holds a later lease, since `route` was read.
+    """
+    current = connection.execute(
+        sa.select(routes.c.version, routes.c.epoch).where(routes.c.alias == route.alias).with_for_update()
+    ).first()
+    if current is not None and (current.version != route.version or current.epoch > epoch):
+        raise StaleWrite(
+            f"the route of {route.alias} changed meanwhile (version {current.version}, read {route.version})"
+        )
+    values = {
+        "version": route.version + 1,
+        "route": json.dumps(route.to_json()),
+        "epoch": epoch,
+        "updated_at": at,
+    }
+    if current is None:
+        connection.execute(routes.insert().values(alias=route.alias, **values))
+    else:
+        connection.execute(routes.update().where(routes.c.alias == route.alias).values(**values))
+    return Route(route.alias, route.version + 1, route.champion, route.experiment)

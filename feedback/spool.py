@@ -1,0 +1,287 @@
+"""The local spool: what the gateway has acknowledged is in this file before the client hears of it.
+
+One SQLite file that only this process writes (WAL, `synchronous=FULL`). One thread owns the only connection: SQLite
+before 3.51.3 can corrupt a WAL file that several connections write. It takes everything that waits, runs it in one
+transaction and one fsync (group commit), and only then tells the callers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from feedback.errors import SpoolUnavailable
+
+Connection = sqlite3.Connection
+T = TypeVar("T")
+Operation = Callable[[sqlite3.Connection], Any]
+
+MAX_GROUP = 512
+"""Operations in one commit: enough to amortise an fsync, few enough to keep a commit short."""
+MAX_WAITING = 20_000
+"""Operations that may wait for the disk before new ones are refused."""
+PROBE = bytes(16 * 1024)
+"""Large enough to need pages of its own on a full disk."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS records (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL,
+    id TEXT NOT NULL,
+    subject TEXT NOT NULL,
+    at REAL NOT NULL,
+    meta BLOB NOT NULL,
+    request BLOB,
+    response BLOB
+);
+CREATE INDEX IF NOT EXISTS records_by_id ON records (kind, id);
+CREATE INDEX IF NOT EXISTS records_by_subject ON records (kind, subject);
+CREATE TABLE IF NOT EXISTS answers (
+    principal TEXT NOT NULL,
+    key TEXT NOT NULL,
+    body_sha TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (principal, key)
+);
+CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+"""
+
+
+class SpoolRecord(NamedTuple):
+    """One row on its way to the shared database."""
+
+    seq: int
+    kind: str
+    """`interaction` or `feedback`."""
+    id: str
+    subject: str
+    """What the row is about: the interaction's id, or the feedback id."""
+    at: float
+    meta: bytes
+    request: bytes | None
+    response: bytes | None
+
+
+class SpoolSize(NamedTuple):
+    """How much waits for the shared database."""
+
+    rows: int
+    oldest_at: float | None
+
+
+class Spool:
+    """The file and its writer thread. Every method may be called from any thread; each returns a future."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_healthy = True
+        self._waiting: queue.Queue[tuple[Operation, Future[Any]] | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+        self._lock_file = _lock(path)
+        self._connection: sqlite3.Connection | None = _open(path)
+        self._thread.start()
+
+    def submit(self, operation: Callable[[sqlite3.Connection], T]) -> Future[T]:
+        """Run `operation` inside the next commit; the future resolves after that commit is on disk.
+
+        Raises (through the future):
+            SpoolUnavailable: the disk refused it, or too much waits already. Nothing of it was kept.
+        """
+        future: Future[T] = Future()
+        try:
+            self._waiting.put_nowait((operation, future))
+        except queue.Full:
+            future.set_exception(SpoolUnavailable("too many records wait for the disk"))
+        return future
+
+    def append(self, record: SpoolRecord) -> Future[None]:
+        """Make one record durable. Its `seq` is ignored; the file gives it one."""
+        return self.submit(lambda connection: insert(connection, record))
+
+    def oldest(self, limit: int) -> Future[list[SpoolRecord]]:
+        """The first `limit` records, in the order they were acknowledged."""
+        return self.submit(
+            lambda connection: [
+                SpoolRecord(*row)
+                for row in connection.execute(
+                    "SELECT seq, kind, id, subject, at, meta, request, response FROM records ORDER BY seq LIMIT ?",
+                    (limit,),
+                )
+            ]
+        )
+
+    def discard(self, seqs: Sequence[int]) -> Future[None]:
+        """Forget records that the shared database has committed."""
+
+        def delete(connection: sqlite3.Connection) -> None:
+            connection.executemany("DELETE FROM records WHERE seq = ?", [(seq,) for seq in seqs])
+
+        return self.submit(delete)
+
+    def find(self, kind: str, subject: str) -> Future[SpoolRecord | None]:
+        """The newest record of this kind about `subject`."""
+
+        def query(connection: sqlite3.Connection) -> SpoolRecord | None:
+            return newest(connection, kind, subject)
+
+        return self.submit(query)
+
+    def size(self) -> Future[SpoolSize]:
+        """Rows waiting, and when the oldest was acknowledged."""
+
+        def query(connection: sqlite3.Connection) -> SpoolSize:
+            return SpoolSize(*connection.execute("SELECT count(*), min(at) FROM records").fetchone())
+
+        return self.submit(query)
+
+    def keep(self, name: str, value: bytes) -> Future[None]:
+        """Remember a small value across restarts, such as the last known routing table."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO kept VALUES (?, ?)", (name, value))
+
+        return self.submit(write)
+
+    def kept(self, name: str) -> Future[bytes | None]:
+        """What `keep` remembered."""
+
+        def read(connection: sqlite3.Connection) -> bytes | None:
+            row = connection.execute("SELECT value FROM kept WHERE name = ?", (name,)).fetchone()
+            return row[0] if row else None
+
+        return self.submit(read)
+
+    def probe(self) -> Future[None]:
+        """Find out whether the disk takes writes again."""
+        return self.keep("probe", PROBE)
+
+    def close(self) -> None:
+        """Commit what waits, then stop. Safe to call twice."""
+        if self._thread.is_alive():
+            self._waiting.put(None)
+            self._thread.join()
+            self._disconnect()
+            self._lock_file.close()
+
+    def _run(self) -> None:
+        while True:
+            group, is_last = self._next_group()
+            if group:
+                self._commit(group)
+            if is_last:
+                return
+
+    def _next_group(self) -> tuple[list[tuple[Operation, Future[Any]]], bool]:
+        """Wait for one operation, then take all that came with it."""
+        group: list[tuple[Operation, Future[Any]]] = []
+        item = self._waiting.get()
+        while item is not None:
+            group.append(item)
+            if len(group) == MAX_GROUP:
+                return group, False
+            try:
+                item = self._waiting.get_nowait()
+            except queue.Empty:
+                return group, False
+        return group, True
+
+    def _commit(self, group: Iterable[tuple[Operation, Future[Any]]]) -> None:
+        try:
+            outcomes = self._run_in_one_transaction(group)
+        except (sqlite3.Error, SpoolUnavailable) as exc:
+            # After a failed commit or fsync the connection's view of the file is not to be trusted: start over.
+            self.is_healthy = False
+            self._disconnect()
+            outcomes = [(future, _unavailable(self.path, exc)) for _, future in group]
+        for future, outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def _run_in_one_transaction(self, group: Iterable[tuple[Operation, Future[Any]]]) -> list[tuple[Future[Any], Any]]:
+        if self._connection is None:
+            self._connection = _open(self.path)
+        connection = self._connection
+        changes = connection.total_changes
+        connection.execute("BEGIN IMMEDIATE")
+        outcomes = [(future, _attempt(connection, operation)) for operation, future in group]
+        connection.execute("COMMIT")
+        if connection.total_changes > changes:  # Reading proves nothing about a full disk; a committed write does.
+            self.is_healthy = True
+        return outcomes
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+
+
+def _attempt(connection: sqlite3.Connection, operation: Operation) -> Any:
+    """One operation inside the group's transaction; one that fails for reasons of its own leaves the others alone."""
+    connection.execute("SAVEPOINT one")
+    try:
+        result = operation(connection)
+    except sqlite3.OperationalError:
+        raise  # The disk is full or failing: nothing of the group can be promised.
+    except Exception as exc:  # noqa: BLE001 - handed to the caller through its future
+        connection.execute("ROLLBACK TO one")
+        result = exc
+    connection.execute("RELEASE one")
+    return result
+
+
+def _unavailable(path: Path, exc: Exception) -> SpoolUnavailable:
+    return exc if isinstance(exc, SpoolUnavailable) else SpoolUnavailable(f"the spool {path} cannot be written: {exc}")
+
+
+def insert(connection: sqlite3.Connection, record: SpoolRecord) -> None:
+    """Add one record, unless one of its kind and id waits already."""
+    connection.execute(
+        "INSERT INTO records (kind, id, subject, at, meta, request, response) SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7"
+        " WHERE NOT EXISTS (SELECT 1 FROM records WHERE kind = ?1 AND id = ?2)",
+        record[1:],
+    )
+
+
+def newest(connection: sqlite3.Connection, kind: str, subject: str) -> SpoolRecord | None:
+    """The newest record of a kind about `subject`, inside an operation."""
+    row = connection.execute(
+        "SELECT seq, kind, id, subject, at, meta, request, response FROM records"
+        " WHERE kind = ? AND subject = ? ORDER BY seq DESC LIMIT 1",
+        (kind, subject),
+    ).fetchone()
+    return SpoolRecord(*row) if row else None
+
+
+def _lock(path: Path) -> Any:
+    """Hold an advisory lock beside the file, so that two processes never share one spool."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.with_suffix(".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        handle.close()
+        raise SpoolUnavailable(f"the spool {path} is in use by another process") from exc
+    return handle
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(SCHEMA)
+    except sqlite3.Error as exc:
+        raise SpoolUnavailable(f"the spool {path} cannot be opened: {exc}") from exc
+    return connection

@@ -1,0 +1,283 @@
+"""Every query on interactions, feedback, scores and pairs in the shared database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from feedback.interactions import FeedbackEvent, Interaction, Status
+from feedback.pairs import PreferencePair
+from pawl.database import Database
+from pawl.schema import dead_letters, feedback_events, interactions, pairs, scores
+
+TEXT_COLUMNS = frozenset({"prompt", "completion", "chosen", "rejected", "value", "reason", "comment"})
+JSON_COLUMNS = TEXT_COLUMNS | {"parameters", "tags", "principals", "models"}
+TUPLES = frozenset({"prompt", "principals", "models"})
+READ_ROWS = 1000
+
+
+class Score(NamedTuple):
+    """What the worker found in one completion."""
+
+    interaction_id: str
+    toxicity: float | None
+    is_toxic: bool | None
+    response: str
+    is_harmful_prompt: bool
+    scorer: str
+    scored_at: float
+
+
+def _to_row(record: Any) -> dict[str, Any]:
+    row: dict[str, Any] = asdict(record)
+    for name in JSON_COLUMNS & row.keys():
+        # JSON of None stays SQL NULL, except a feedback value, which is always text.
+        if row[name] is not None or name == "value":
+            row[name] = json.dumps(row[name])
+    return row
+
+
+def _from_row(row: sa.RowMapping) -> dict[str, Any]:
+    values: dict[str, Any] = {str(name): value for name, value in row.items()}
+    for name in JSON_COLUMNS & values.keys():
+        if values[name] is not None:
+            decoded = json.loads(values[name])
+            values[name] = tuple(decoded) if name in TUPLES else decoded
+    return values
+
+
+def interaction_row(interaction: Interaction) -> dict[str, Any]:
+    """As the table keeps it."""
+    return {**_to_row(interaction), "status": interaction.status.value}
+
+
+def event_row(event: FeedbackEvent) -> dict[str, Any]:
+    """As the table keeps it."""
+    return _to_row(event)
+
+
+def _interaction(row: sa.RowMapping) -> Interaction:
+    values = _from_row(row)
+    return Interaction(**(values | {"status": Status(values["status"])}))
+
+
+def _event(row: sa.RowMapping) -> FeedbackEvent:
+    return FeedbackEvent(**_from_row(row))
+
+
+def save_records(
+    database: Database,
+    new_interactions: Sequence[Mapping[str, Any]],
+    new_events: Sequence[Mapping[str, Any]],
+    new_dead_letters: Sequence[Mapping[str, Any]],
+) -> None:
+    """Add rows in one transaction; those whose id is there already are left as they are."""
+    with database.write() as connection:
+        for table, rows in (
+            (interactions, new_interactions),
+            (feedback_events, new_events),
+            (dead_letters, new_dead_letters),
+        ):
+            if rows:
+                database.insert_new(connection, table, rows)
+
+
+def get_interaction(database: Database, interaction_id: str) -> Interaction | None:
+    """One interaction, or None."""
+    with database.read() as connection:
+        row = connection.execute(sa.select(interactions).where(interactions.c.id == interaction_id)).mappings().first()
+    return _interaction(row) if row else None
+
+
+class Standing(NamedTuple):
+    """What is known of a completion and of earlier feedback on it when feedback comes in."""
+
+    alias: str | None
+    """The model the client asked for; None while the interaction is not visible."""
+    variant: str | None
+    last_event: FeedbackEvent | None
+
+
+def feedback_standing(database: Database, interaction_id: str, feedback_id: str) -> Standing:
+    """What the shared database knows."""
+    i, f = interactions.c, feedback_events.c
+    newest_event = sa.select(feedback_events).where(f.feedback_id == feedback_id)
+    newest_event = newest_event.order_by(f.created_at.desc(), f.id.desc()).limit(1)
+    with database.read() as connection:
+        rated = connection.execute(sa.select(i.alias, i.assigned_variant).where(i.id == interaction_id)).first()
+        event = connection.execute(newest_event).mappings().first()
+    alias, variant = rated if rated else (None, None)
+    return Standing(alias, variant, _event(event) if event else None)
+
+
+def rows_to_mine(database: Database, alias: str) -> tuple[list[Interaction], list[FeedbackEvent]]:
+    """The interactions of an alias that feedback or a regeneration touches, and all feedback on them."""
+    rated = sa.select(feedback_events.c.interaction_id)
+    replaced = sa.select(interactions.c.regenerate_of).where(interactions.c.regenerate_of.is_not(None))
+    touched = sa.or_(
+        interactions.c.id.in_(rated), interactions.c.regenerate_of.is_not(None), interactions.c.id.in_(replaced)
+    )
+    with database.read() as connection:
+        found = connection.execute(
+            sa.select(interactions).where(interactions.c.alias == alias, touched).order_by(interactions.c.id)
+        ).mappings()
+        mined = [_interaction(row) for row in found]
+        events = connection.execute(
+            sa.select(feedback_events)
+            .join(interactions, interactions.c.id == feedback_events.c.interaction_id)
+            .where(interactions.c.alias == alias)
+            .order_by(feedback_events.c.created_at, feedback_events.c.id)
+        ).mappings()
+        return mined, [_event(row) for row in events]
+
+
+def save_pairs(database: Database, found: Iterable[PreferencePair], mined_at: float) -> int:
+    """Add the pairs that are not there yet; return how many those were."""
+    rows = [{**_to_row(pair), "mined_at": mined_at, "first_run": None} for pair in found]
+    with database.write() as connection:
+        return database.insert_new(connection, pairs, rows) if rows else 0
+
+
+def load_pairs(database: Database, alias: str, *, used: bool | None = None) -> list[PreferencePair]:
+    """An alias's pairs in order of id; `used` picks those that a promoted run has (not) trained on before."""
+    query = sa.select(pairs).where(pairs.c.alias == alias).order_by(pairs.c.id)
+    if used is not None:
+        query = query.where(pairs.c.first_run.is_not(None) if used else pairs.c.first_run.is_(None))
+    with database.read() as connection:
+        return [_pair(row) for row in connection.execute(query).mappings()]
+
+
+def mark_pairs_used(database: Database, pair_ids: Sequence[str], run_id: str) -> None:
+    """Remember the first promoted run that trained on these pairs."""
+    with database.write() as connection:
+        for start in range(0, len(pair_ids), READ_ROWS):
+            batch = pair_ids[start : start + READ_ROWS]
+            connection.execute(
+                pairs.update().where(pairs.c.id.in_(batch), pairs.c.first_run.is_(None)).values(first_run=run_id)
+            )
+
+
+class PairListing(NamedTuple):
+    """One line of `pawl pairs list`."""
+
+    id: str
+    source: str
+    margin: float
+    n_voters: int
+    created_at: float
+    first_run: str | None
+
+
+def list_pairs(database: Database, alias: str | None, limit: int) -> list[PairListing]:
+    """The newest pairs first."""
+    columns = [pairs.c[name] for name in PairListing._fields]
+    query = sa.select(*columns).order_by(pairs.c.created_at.desc(), pairs.c.id).limit(limit)
+    if alias:
+        query = query.where(pairs.c.alias == alias)
+    with database.read() as connection:
+        return [PairListing(*row) for row in connection.execute(query)]
+
+
+def get_pair(database: Database, pair_id: str) -> tuple[PreferencePair, str | None] | None:
+    """One pair and the first promoted run that used it."""
+    with database.read() as connection:
+        row = connection.execute(sa.select(pairs).where(pairs.c.id == pair_id)).mappings().first()
+    return (_pair(row), row["first_run"]) if row else None
+
+
+def _pair(row: sa.RowMapping) -> PreferencePair:
+    values = _from_row(row)
+    return PreferencePair(**{name: value for name, value in values.items() if name not in ("mined_at", "first_run")})
+
+
+def unscored(database: Database, limit: int) -> list[Interaction]:
+    """Finished completions with text that no scorer has seen, oldest first."""
+    query = (
+        sa.select(interactions)
+        .outerjoin(scores, scores.c.interaction_id == interactions.c.id)
+        .where(scores.c.interaction_id.is_(None), interactions.c.completion.is_not(None), interactions.c.is_stored)
+        .order_by(interactions.c.created_at, interactions.c.id)
+        .limit(limit)
+    )
+    with database.read() as connection:
+        return [_interaction(row) for row in connection.execute(query).mappings()]
+
+
+def save_scores(database: Database, found: Sequence[Score]) -> None:
+    """Add scores; an interaction is scored once."""
+    with database.write() as connection:
+        if found:
+            database.insert_new(connection, scores, [score._asdict() for score in found])
+
+
+class AnalysedRow(NamedTuple):
+    """One interaction of an experiment's analysed user, with what is known of it."""
+
+    unit_id: str
+    created_at: float
+    assigned_variant: str
+    served_variant: str
+    probability: float
+    phase: int
+    status: str
+    is_scored: bool
+    is_toxic: bool | None
+    response: str | None
+    is_harmful_prompt: bool | None
+    is_thumbed_down: bool
+    is_thumbed_up: bool
+
+
+def experiment_units(database: Database, experiment: str) -> Iterator[tuple[str, bool]]:
+    """Each unit's first exposure in an experiment: `(unit_id, was it in an analysed zone)`."""
+    query = (
+        sa.select(interactions.c.unit_id, interactions.c.is_analysed)
+        .where(interactions.c.experiment == experiment)
+        .order_by(interactions.c.created_at, interactions.c.id)
+    )
+    seen: set[str] = set()
+    with database.read() as connection:
+        for unit_id, is_analysed in connection.execute(query):
+            if unit_id not in seen:
+                seen.add(unit_id)
+                yield unit_id, bool(is_analysed)
+
+
+def experiment_rows(database: Database, experiment: str) -> list[AnalysedRow]:
+    """The analysed interactions of an experiment in time order, each with its scores and its last thumb."""
+    last = (
+        sa.select(
+            feedback_events.c.interaction_id,
+            feedback_events.c.value,
+            feedback_events.c.is_retraction,
+            sa.func.row_number()
+            .over(
+                partition_by=feedback_events.c.feedback_id,
+                order_by=(feedback_events.c.created_at.desc(), feedback_events.c.id.desc()),
+            )
+            .label("age"),
+        )
+        .where(feedback_events.c.type == "thumbs")
+        .subquery()
+    )
+    thumb = (
+        sa.select(last.c.interaction_id, last.c.value).where(last.c.age == 1, sa.not_(last.c.is_retraction)).subquery()
+    )
+    i, s = interactions.c, scores.c
+    query = (
+        sa.select(
+            i.unit_id, i.created_at, i.assigned_variant, i.served_variant, i.probability, i.phase, i.status,
+            s.interaction_id.is_not(None), s.is_toxic, s.response, s.is_harmful_prompt,
+            sa.func.coalesce(thumb.c.value == '"down"', False), sa.func.coalesce(thumb.c.value == '"up"', False),
+        )
+        .outerjoin(scores, s.interaction_id == i.id)
+        .outerjoin(thumb, thumb.c.interaction_id == i.id)
+        .where(i.experiment == experiment, i.is_analysed)
+        .order_by(i.created_at, i.id)
+    )  # fmt: skip
+    with database.read() as connection:
+        return [AnalysedRow(*row) for row in connection.execute(query)]

@@ -1,0 +1,192 @@
+"""The shared database: connections, migrations, and the few statements that differ between SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pawl.errors import ConfigurationError, Unreachable
+from pawl.settings import DatabaseSettings
+
+WAL_SAFE_SINCE = (3, 51, 3)
+"""Before this SQLite, a WAL file that several connections write and checkpoint at once can be corrupted (WAL reset)."""
+SQLITE_BUSY_TIMEOUT_S = 30.0
+BATCH_ROWS = 500
+
+
+class Database:
+    """A pool of connections, with reads and writes told apart.
+
+    On SQLite a write takes the lock at its start (`BEGIN IMMEDIATE`), so it never fails half-way on a lock upgrade;
+    a read takes none beyond its statement.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection for queries."""
+        with self.engine.connect() as connection:
+            if self.is_sqlite:
+                connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """A transaction: committed at the end, rolled back on any error."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    def insert_new(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Insert the rows whose primary key is not there yet; return how many those were."""
+        added = 0
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        for start in range(0, len(rows), BATCH_ROWS):
+            batch = [dict(row) for row in rows[start : start + BATCH_ROWS]]
+            added += connection.execute(insert(table).on_conflict_do_nothing(), batch).rowcount
+        return added
+
+    def upsert(self, connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> None:
+        """Insert a row, or overwrite the one with its primary key."""
+        insert = sqlite.insert if self.is_sqlite else postgresql.insert
+        keys = [column.name for column in table.primary_key]
+        statement = insert(table).values(**row)
+        changes = {name: statement.excluded[name] for name in row if name not in keys}
+        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes))
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def open_database(settings: DatabaseSettings) -> Database:
+    """Make the pool; connects to nothing yet.
+
+    Raises:
+        ConfigurationError: the URL cannot be used.
+    """
+    if settings.url.startswith("sqlite:///"):
+        return Database(_sqlite_engine(settings))
+    return Database(_postgresql_engine(settings))
+
+
+def _sqlite_engine(settings: DatabaseSettings) -> sa.Engine:
+    path = Path(settings.url.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(settings.url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S})
+    journal = "WAL" if sqlite3.sqlite_version_info >= WAL_SAFE_SINCE else "TRUNCATE"
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # SQLAlchemy's begin event below opens transactions, not the driver.
+        connection.execute(f"PRAGMA journal_mode={journal}")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgresql_engine(settings: DatabaseSettings) -> sa.Engine:
+    try:
+        url = sa.make_url(settings.url).set(drivername="postgresql+psycopg")
+    except sa.exc.ArgumentError as exc:
+        raise ConfigurationError("database.url cannot be parsed") from exc
+    if password := _password(settings):
+        url = url.set(password=password)
+    return sa.create_engine(
+        url,
+        pool_size=settings.pool_size,
+        max_overflow=0,
+        pool_pre_ping=True,
+        pool_timeout=settings.connect_timeout_s,
+        connect_args={
+            "connect_timeout": max(2, round(settings.connect_timeout_s)),
+            "options": "-c lock_timeout=10000 -c statement_timeout=120000",
+        },
+    )
+
+
+def _password(settings: DatabaseSettings) -> str | None:
+    if settings.password_file:
+        try:
+            return settings.password_file.read_text().strip()
+        except OSError as exc:
+            raise ConfigurationError(f"database.password_file {settings.password_file}: {exc.strerror}") from exc
+    return settings.password.get_secret_value() if settings.password else None
+
+
+def _alembic(connection: sa.Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def upgrade(database: Database) -> str:
+    """Bring the schema to this version's; return the revision. Safe to run from several processes at once.
+
+    Raises:
+        Unreachable: the database does not answer.
+    """
+    try:
+        with database.write() as connection:
+            if not database.is_sqlite:  # One migrator at a time; released with the transaction.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7291650384)")
+            command.upgrade(_alembic(connection), "head")
+            return MigrationContext.configure(connection).get_current_revision() or "none"
+    except sa.exc.OperationalError as exc:
+        raise unreachable(database, exc) from exc
+
+
+def revisions(database: Database) -> tuple[str | None, str | None]:
+    """`(the database's revision, the one this version needs)`.
+
+    Raises:
+        Unreachable: the database does not answer.
+    """
+    head = ScriptDirectory.from_config(_alembic()).get_current_head()
+    try:
+        with database.read() as connection:
+            return MigrationContext.configure(connection).get_current_revision(), head
+    except sa.exc.OperationalError as exc:
+        raise unreachable(database, exc) from exc
+
+
+def require_current_schema(database: Database) -> None:
+    """Refuse to work on a schema this version does not know.
+
+    Raises:
+        ConfigurationError: the schema is older or newer; says which command to run.
+        Unreachable: the database does not answer.
+    """
+    found, needed = revisions(database)
+    if found != needed:
+        raise ConfigurationError(
+            f"the database schema is at {found or 'nothing'}, this version needs {needed}: run `pawl db upgrade`"
+        )
+
+
+def unreachable(database: Database, exc: Exception) -> Unreachable:
+    """The error for people: where, and the driver's first line."""
+    lines = str(getattr(exc, "orig", None) or exc).strip().splitlines() or [type(exc).__name__]
+    return Unreachable(
+        f"database {database.engine.url.render_as_string(hide_password=True)} does not answer: {lines[0]}"
+    )

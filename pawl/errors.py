@@ -1,0 +1,38 @@
+"""What can go wrong on Pawl's own ground.
+
+PawlError
+├── ConfigurationError    a setting is missing, unknown or of the wrong type; exit code 2
+├── Unreachable           something needed does not answer (database, engine); exit code 3
+├── NegativeVerdict       a check ran and said no; exit code 1
+└── StaleWrite            somebody else wrote first, or holds a later lease; exit code 1
+"""
+
+
+class PawlError(Exception):
+    """Base of every error Pawl raises on purpose; its text is one clear line for people."""
+
+    exit_code = 1
+
+
+class ConfigurationError(PawlError):
+    """The configuration cannot be used; the text names the key's path."""
+
+    exit_code = 2
+
+
+class Unreachable(PawlError):
+    """Something that is needed does not answer; the text says what and where."""
+
+    exit_code = 3
+
+
+class NegativeVerdict(PawlError):
+    """A check or verdict came out negative."""
+
+    exit_code = 1
+
+
+class StaleWrite(PawlError):
+    """What was to be written is based on something that has changed meanwhile."""
+
+    exit_code = 1

@@ -1,0 +1,207 @@
+"""The tables of the shared database. Times are seconds since the epoch; text that people or models wrote is JSON text.
+
+JSON text (ASCII, escaped) rather than JSONB: it keeps every byte sequence a client or model can produce, NUL and lone
+surrogates included, the same on SQLite and PostgreSQL.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+interactions = Table(
+    "interactions",
+    metadata,
+    Column("id", String(48), primary_key=True),  # the completion id without its prefix
+    Column("completion_id", String(64), nullable=False),
+    Column("route", String(32), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("alias", String(255), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("user_id", String(512)),
+    Column("unit_id", String(512), nullable=False),
+    Column("experiment", String(255)),
+    Column("assigned_variant", String(255), nullable=False),
+    Column("served_variant", String(255), nullable=False),
+    Column("probability", Double, nullable=False),
+    Column("is_analysed", Boolean, nullable=False),
+    Column("phase", Integer, nullable=False),
+    Column("route_version", Integer, nullable=False),
+    Column("model", String(255), nullable=False),
+    Column("regenerate_of", String(48)),
+    Column("prompt", Text),
+    Column("prompt_sha", String(64)),
+    Column("completion", Text),
+    Column("parameters", Text),
+    Column("finish_reason", String(32)),
+    Column("status", String(32), nullable=False),
+    Column("http_status", Integer, nullable=False),
+    Column("is_complete", Boolean, nullable=False),
+    Column("is_stored", Boolean, nullable=False),
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    Column("latency_ms", Double, nullable=False),
+    Column("first_byte_ms", Double),
+    Index(None, "created_at"),
+    Index(None, "prompt_sha"),
+    Index(None, "regenerate_of"),
+    Index(None, "experiment", "is_analysed", "created_at"),
+    Index(None, "user_id"),
+)
+
+feedback_events = Table(
+    "feedback_events",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("feedback_id", String(80), nullable=False),
+    Column("interaction_id", String(48), nullable=False),
+    Column("completion_id", String(64), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("value", Text, nullable=False),
+    Column("is_retraction", Boolean, nullable=False),
+    Column("reason", Text),
+    Column("comment", Text),
+    Column("tags", Text),
+    Column("key_id", String(64), nullable=False),
+    Column("user_id", String(512)),
+    Column("created_at", Double, nullable=False),
+    Index(None, "feedback_id"),
+    Index(None, "interaction_id"),
+    Index(None, "created_at"),
+)
+
+scores = Table(
+    "scores",
+    metadata,
+    Column("interaction_id", String(48), primary_key=True),
+    Column("toxicity", Double),
+    Column("is_toxic", Boolean),
+    Column("response", String(16), nullable=False),
+    Column("is_harmful_prompt", Boolean, nullable=False),
+    Column("scorer", String(128), nullable=False),
+    Column("scored_at", Double, nullable=False),
+)
+
+pairs = Table(
+    "pairs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("alias", String(255), nullable=False),
+    Column("source", String(32), nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("chosen", Text, nullable=False),
+    Column("rejected", Text, nullable=False),
+    Column("margin", Double, nullable=False),
+    Column("n_voters", Integer, nullable=False),
+    Column("principals", Text, nullable=False),
+    Column("chosen_interaction", String(48)),
+    Column("rejected_interaction", String(48), nullable=False),
+    Column("models", Text, nullable=False),
+    Column("probability", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("mined_at", Double, nullable=False),
+    Column("first_run", String(32)),
+    Index(None, "alias", "created_at"),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("alias", String(255), nullable=False),
+    Column("base", String(512), nullable=False),
+    Column("parent", String(255)),
+    Column("run_id", String(32)),
+    Column("path", String(1024)),
+    Column("sha256", String(64)),
+    Column("dataset_sha", String(64)),
+    Column("state", String(16), nullable=False),  # candidate, rejected, challenger, champion, retired
+    Column("manifest", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Index(None, "alias", "state"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("alias", String(255), nullable=False),
+    Column("cycle", String(64), nullable=False),
+    Column("status", String(16), nullable=False),  # running, passed, failed, cannot_tell, skipped, error
+    Column("step", String(32), nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    UniqueConstraint("alias", "cycle"),
+)
+
+routes = Table(
+    "routes",
+    metadata,
+    Column("alias", String(255), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("updated_at", Double, nullable=False),
+)
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("alias", String(255), nullable=False),
+    Column("champion", String(255), nullable=False),
+    Column("candidate", String(255), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("config", Text, nullable=False),
+    Column("config_hash", String(64), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Index(None, "alias", "status"),
+)
+
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("rollout_id", String(32), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("verdict", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("metric", String(64)),
+    Column("step", Integer, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("config_hash", String(64), nullable=False),
+    Column("actor", String(64), nullable=False),
+    Index(None, "rollout_id", "id"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("holder", String(128), nullable=False),
+    Column("epoch", Integer, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+)

@@ -1,0 +1,364 @@
+"""One frozen tree of settings, read once from YAML and the environment.
+
+The file is `--config`, else `PAWL_CONFIG`, else `./pawl.yaml` if it exists. Every value can also come from the
+environment: `PAWL_SERVING__PORT=8080` sets `serving.port` and wins over the file. Unknown keys, in the file or with the
+`PAWL_` prefix, and wrong types stop the start with the key's path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from pawl.errors import ConfigurationError
+
+ENV_PREFIX = "PAWL_"
+NOT_SETTINGS = {"PAWL_CONFIG", "PAWL_TEST_CACHE"}
+Share = Field(ge=0.0, le=1.0)
+
+
+class Section(BaseModel):
+    """A part of the settings: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DatabaseSettings(Section):
+    """The shared database: SQLite on one machine, PostgreSQL in production."""
+
+    url: str = "sqlite:///var/pawl.db"
+    """`sqlite:///path` or `postgresql://user@host/db`."""
+    password: SecretStr | None = None
+    """Joined to the URL when it has none; give it by environment or by `password_file`."""
+    password_file: Path | None = None
+    connect_timeout_s: float = 3.0
+    pool_size: int = 4
+
+    @field_validator("url")
+    @classmethod
+    def _known_kind(cls, url: str) -> str:
+        if not url.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
+            raise ValueError("must start with sqlite:/// or postgresql://")
+        return url
+
+
+class AuthSettings(Section):
+    """Who may call, and the secret that signs ids and feedback tokens."""
+
+    required: bool = False
+    secret: SecretStr | None = None
+    """At least 16 characters, the same on every gateway. Without it, one is made and kept under `state_dir`."""
+    secret_file: Path | None = None
+    feedback_token_ttl_s: int = 3600
+
+    @field_validator("required")
+    @classmethod
+    def _not_yet(cls, required: bool) -> bool:
+        if required:
+            raise ValueError(
+                "API keys are not available in this version; put the gateway behind an authenticating proxy"
+            )
+        return required
+
+
+class VariantSettings(Section):
+    """One arm of a fixed split."""
+
+    name: str
+    model: str
+    weight: float = Field(ge=0.0)
+
+
+class ExperimentSettings(Section):
+    """A fixed split without a rollout."""
+
+    key: str
+    variants: list[VariantSettings] = Field(min_length=1)
+    salt: str | None = None
+
+    @model_validator(mode="after")
+    def _weights_and_names(self) -> ExperimentSettings:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError("variant names must be unique")
+        if sum(variant.weight for variant in self.variants) <= 0:
+            raise ValueError("at least one variant needs a positive weight")
+        return self
+
+
+class ModelSettings(Section):
+    """One name that clients ask for, and the engines behind it."""
+
+    engines: list[str] = Field(min_length=1)
+    """Base URLs of the replicas of one vLLM deployment."""
+    champion: str
+    """The model name the engines serve before any rollout has promoted another."""
+    experiment: ExperimentSettings | None = None
+
+    @field_validator("engines")
+    @classmethod
+    def _http_urls(cls, engines: list[str]) -> list[str]:
+        for url in engines:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} is not an http:// or https:// address")
+        return [url.rstrip("/") for url in engines]
+
+
+class TimeoutSettings(Section):
+    """Every wait of the gateway on an engine, in seconds."""
+
+    connect_s: float = 5.0
+    first_byte_s: float = 120.0
+    between_chunks_s: float = 60.0
+    total_s: float = 600.0
+    stalled_reader_s: float = 30.0
+
+
+class ServingSettings(Section):
+    """The gateway."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    models: dict[str, ModelSettings] = Field(default_factory=dict)
+    max_body_bytes: int = 4 * 1024 * 1024
+    max_json_depth: int = 64
+    max_choices: int = 8
+    """The largest `n` a request may ask for."""
+    max_in_flight: int = 512
+    """Requests at once in this process; more are answered 503 with `Retry-After`."""
+    timeouts: TimeoutSettings = TimeoutSettings()
+    drain_grace_s: float = 30.0
+    """After SIGTERM, how long running streams may take to finish."""
+    log_required: bool = True
+    """With a full disk: true refuses work with 503, false serves and counts the records it dropped."""
+    route_poll_s: float = 0.5
+    """How often the routing table is read; a rollback reaches every gateway within about twice this."""
+    feedback_join_window_s: float = 3600.0
+    """How long feedback may wait for its interaction to become visible."""
+
+
+class EngineSettings(Section):
+    """The vLLM server that `pawl engine` starts."""
+
+    model: str | None = None
+    """A directory or a hub name; `pawl engine --model` wins."""
+    served_name: str | None = None
+    python: Path | None = None
+    """The interpreter vLLM is installed for; by default `.venv-engine` beside the working directory, else this one."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 32
+    max_loras: int = 4
+    max_cpu_loras: int = 32
+    """At least as many as are ever registered: vLLM dies when an evicted adapter's files are gone."""
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    gpu_memory_utilization: float | None = None
+    start_timeout_s: float = 600.0
+    shutdown_timeout_s: int = 15
+    extra_args: list[str] = Field(default_factory=list)
+
+
+class ScoringSettings(Section):
+    """How the worker scores completions."""
+
+    toxicity_model: str = "unbiased"
+    toxicity_checkpoint: Path | None = None
+    """A Detoxify checkpoint on disk; without it Detoxify fetches its published weights."""
+    toxicity_config_dir: Path | None = None
+    toxicity_threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    harmful_patterns: Path | None = None
+    """JSON list of regular expressions that mark a prompt as harmful; a small built-in list without it."""
+    batch_size: int = 64
+
+
+class WorkerSettings(Section):
+    """The background duties."""
+
+    host: str = "127.0.0.1"
+    metrics_port: int = Field(default=9101, ge=0, le=65535)
+    poll_s: float = 1.0
+    lease_s: float = 15.0
+    scoring: ScoringSettings = ScoringSettings()
+
+
+class TrainingSettings(Section):
+    """Preference training of one adapter; defaults suit a 7-8 B model."""
+
+    loss_type: list[str] = ["sigmoid", "sft"]
+    loss_weights: list[float] = [1.0, 0.1]
+    beta: float = 0.1
+    learning_rate: float = 5e-6
+    epochs: float = 1.0
+    batch_size: int = 8
+    gradient_accumulation_steps: int = 8
+    max_length: int = 2048
+    lora_rank: int = 32
+    lora_alpha: int = 32
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    gradient_checkpointing: bool = True
+    threads: int | None = None
+
+
+class MixSettings(Section):
+    """Shares of the training set by origin, as pairs."""
+
+    new: float = Field(default=0.5, ge=0.0, le=1.0)
+    original: float = Field(default=0.3, ge=0.0, le=1.0)
+    earlier: float = Field(default=0.2, ge=0.0, le=1.0)
+
+
+class GateSettings(Section):
+    """What a candidate must show against its parent before it may be published."""
+
+    alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
+    samples_per_prompt: int = 1
+    max_prompts: int = 300
+    temperature: float = 1.0
+    max_tokens: int = 256
+    preference_margin: float = 0.01
+    """Hold-out preference accuracy may fall by at most this."""
+    harmful_refusal_margin: float = 0.02
+    over_refusal_margin: float = 0.02
+    toxicity_margin: float = 0.02
+    length_ratio: tuple[float, float] = (0.5, 2.0)
+
+
+class RetrainSettings(Section):
+    """The weekly round."""
+
+    alias: str | None = None
+    """Which of `serving.models` is retrained; may be left out when there is one."""
+    base_model: Path | None = None
+    """The base model's directory or hub name, as the engine loads it; `engine.model` by default."""
+    adapters_dir: Path = Path("var/adapters")
+    runs_dir: Path = Path("var/runs")
+    min_pairs: int = 1000
+    max_pairs: int = 20000
+    interval_hours: float = 168.0
+    holdout_share: float = Field(default=0.1, gt=0.0, lt=0.5)
+    seed: int = 0
+    mix: MixSettings = MixSettings()
+    original_preferences: Path | None = None
+    """JSON lines in TRL's conversational format, mixed back in so that old virtues stay."""
+    harmful_probes: Path | None = None
+    benign_probes: Path | None = None
+    training: TrainingSettings = TrainingSettings()
+    gate: GateSettings = GateSettings()
+
+
+class RolloutSettings(Section):
+    """How a canary goes out and what stops it."""
+
+    steps: list[float] = [0.01, 0.10, 0.50]
+    alpha_rollback: float = Field(default=0.05, gt=0.0, lt=1.0)
+    alpha_promote: float = Field(default=0.05, gt=0.0, lt=1.0)
+    harm_budget: float = 0.02
+    """The largest expected harm, as a share of all users, at which the next step may be taken."""
+    min_dwell_s: float = 3600.0
+    min_users: int = 5
+    maturity_s: float = 600.0
+    """How long after a user's first interaction the user's outcome counts."""
+    thumbs_margin: float = 0.05
+    toxicity_margin: float = 0.02
+    harmful_compliance_margin: float = 0.05
+    over_refusal_margin: float = 0.05
+    breaker_error_share: float = 0.2
+    breaker_min_requests: int = 20
+    max_time_s: float = 14 * 24 * 3600.0
+    tick_s: float = 10.0
+    auto_start: bool = True
+    """Open a canary when a run passes its gate."""
+
+
+class LogSettings(Section):
+    """Logs go to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "text"] = "json"
+
+
+class Settings(Section):
+    """The whole tree."""
+
+    database: DatabaseSettings = DatabaseSettings()
+    state_dir: Path = Path("var")
+    """What belongs to this machine: spools, the signing secret, caches."""
+    auth: AuthSettings = AuthSettings()
+    serving: ServingSettings = ServingSettings()
+    engine: EngineSettings = EngineSettings()
+    worker: WorkerSettings = WorkerSettings()
+    retrain: RetrainSettings = RetrainSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    log: LogSettings = LogSettings()
+
+
+def find_config(given: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The file to read: the one given, else `PAWL_CONFIG`, else `./pawl.yaml` if it is there."""
+    if given is not None:
+        return given
+    if named := environ.get("PAWL_CONFIG"):
+        return Path(named)
+    fallback = Path("pawl.yaml")
+    return fallback if fallback.is_file() else None
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Read `path` (None: no file) and lay the environment over it.
+
+    Raises:
+        ConfigurationError: the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+    """
+    tree = _read_yaml(path) if path else {}
+    _lay_over(tree, environ)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as exc:
+        raise ConfigurationError(_first_problem(exc, path)) from exc
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read the configuration {path}: {exc.strerror}") from exc
+    except yaml.YAMLError as exc:
+        raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(exc).split())}") from exc
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"{path}: expected a mapping of sections at the top")
+    return tree
+
+
+def _lay_over(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """Put every `PAWL_A__B=value` at `tree["a"]["b"]`; values are read as YAML, so numbers and lists work."""
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX) or name in NOT_SETTINGS:
+            continue
+        *parents, leaf = name.removeprefix(ENV_PREFIX).lower().split("__")
+        node = tree
+        for parent in parents:
+            child = node.get(parent)
+            node[parent] = child if isinstance(child, dict) else {}
+            node = node[parent]
+        node[leaf] = _environment_value(leaf, environ[name])
+
+
+def _environment_value(leaf: str, text: str) -> Any:
+    if leaf in {"secret", "password", "url"}:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _first_problem(exc: ValidationError, path: Path | None) -> str:
+    problem = exc.errors(include_url=False, include_input=False)[0]
+    key = ".".join(str(part) for part in problem["loc"]) or "(top)"
+    what = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+    more = f" (and {exc.error_count() - 1} more)" if exc.error_count() > 1 else ""
+    return f"configuration {path or 'from the environment'}: {key}: {what}{more}"
