@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -135,11 +136,36 @@ def rows_to_mine(database: Database, alias: str) -> tuple[list[Interaction], lis
         return mined, [_event(row) for row in events]
 
 
-def save_pairs(database: Database, found: Iterable[PreferencePair], mined_at: float) -> int:
-    """Add the pairs that are not there yet; return how many those were."""
-    rows = [{**_to_row(pair), "mined_at": mined_at, "first_run": None} for pair in found]
+class PairChanges(NamedTuple):
+    """What mining changed in the store."""
+
+    added: int
+    withdrawn: int
+
+
+def sync_pairs(database: Database, alias: str, found: Iterable[PreferencePair], mined_at: float) -> PairChanges:
+    """Make an alias's pairs those that its feedback gives now.
+
+    Feedback can be replaced or retracted, so a pair that is no longer given goes, unless a promoted run trained on it:
+    such a pair stays for lineage, and the same two answers are not added again.
+    """
+    rows = {pair.id: {**_to_row(pair), "mined_at": mined_at, "first_run": None} for pair in found}
     with database.write() as connection:
-        return database.insert_new(connection, pairs, rows) if rows else 0
+        p = pairs.c
+        stored = connection.execute(
+            sa.select(p.id, p.chosen_interaction, p.rejected_interaction, p.first_run).where(p.alias == alias)
+        ).all()
+        used = {(row.chosen_interaction, row.rejected_interaction) for row in stored if row.first_run is not None}
+        known = {row.id for row in stored}
+        gone = [row.id for row in stored if row.first_run is None and row.id not in rows]
+        for start in range(0, len(gone), READ_ROWS):
+            connection.execute(pairs.delete().where(p.id.in_(gone[start : start + READ_ROWS])))
+        new = [row for row in rows.values() if row["id"] not in known and _sides(row) not in used]
+        return PairChanges(database.insert_new(connection, pairs, new) if new else 0, len(gone))
+
+
+def _sides(row: Mapping[str, Any]) -> tuple[str | None, str]:
+    return row["chosen_interaction"], row["rejected_interaction"]
 
 
 def load_pairs(database: Database, alias: str, *, used: bool | None = None) -> list[PreferencePair]:
@@ -180,6 +206,13 @@ def list_pairs(database: Database, alias: str | None, limit: int) -> list[PairLi
         query = query.where(pairs.c.alias == alias)
     with database.read() as connection:
         return [PairListing(*row) for row in connection.execute(query)]
+
+
+def count_pairs(database: Database) -> Counter[str]:
+    """How many pairs there are by source."""
+    with database.read() as connection:
+        rows = connection.execute(sa.select(pairs.c.source, sa.func.count()).group_by(pairs.c.source)).all()
+    return Counter({str(source): int(n) for source, n in rows})
 
 
 def get_pair(database: Database, pair_id: str) -> tuple[PreferencePair, str | None] | None:

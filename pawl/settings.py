@@ -260,7 +260,8 @@ class RolloutSettings(Section):
     harm_budget: float = 0.02
     """The largest expected harm, as a share of all users, at which the next step may be taken."""
     min_dwell_s: float = 3600.0
-    min_users: int = 5
+    min_users: list[int] = [5, 20, 50]
+    """Treatment users, first seen in the step and matured, that each step needs."""
     maturity_s: float = 600.0
     """How long after a user's first interaction the user's outcome counts."""
     thumbs_margin: float = 0.05

@@ -1,0 +1,297 @@
+"""Evidence that may be looked at after every user: e-processes that bet on the known assignment probability.
+
+An e-process starts at 1 and, while its null hypothesis holds, is expected to stay at or below 1. By Ville's inequality
+it ever reaches 1/alpha with probability at most alpha, for any distribution of harm, any drift, any change of weights
+and any number of looks. Three nulls are here:
+
+* `HarmBet`: the treatment does not harm more than the control.
+* `NonInferiorityBet`: the treatment harms more than the control by the margin or worse.
+* `EventShareBet`: a harmful event falls on the treatment as often as chance assigns users to it.
+
+What the guarantee asks for: one bet per user, made once; the probability that was in force when the user was first
+seen; an outcome that matures at a time which does not depend on the variant.
+
+Sources: Duan, Ramdas and Wasserman, "Interactive rank testing by betting" (CLeaR 2022); Waudby-Smith and Ramdas,
+"Estimating means of bounded random variables by betting" (JRSS-B 2024); Lindon and Malek, "Anytime-valid inference for
+multinomial count data" (NeurIPS 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self, cast
+
+from ab_testing.errors import InvalidOutcome
+
+METHOD = "betting-1"
+"""Names the grids below. Stored evidence means something only together with them: change one, change the name."""
+
+_CAUTION = 0.999
+"""Never stake everything: one unlucky user must not end the process at zero."""
+_PRIOR_SUM, _PRIOR_COUNT = 0.5, 1.0
+"""Where the mean harm of the control starts, worth one user."""
+_SPLIT_PRIOR = 100.0
+"""Concentration of the prior around the intended split; 10000 is the usual default and slow to notice a fault."""
+_LARGEST_LOG = 700.0
+"""exp of more than this is not a finite number."""
+
+
+class _Grid(NamedTuple):
+    """Bet sizes that share the starting capital: nobody knows the best one beforehand."""
+
+    sizes: tuple[float, ...]
+    log_shares: tuple[float, ...]
+
+
+def _grid(capital: Mapping[float, float]) -> _Grid:
+    total = math.fsum(capital.values())
+    return _Grid(tuple(capital), tuple(math.log(part / total) for part in capital.values()))
+
+
+_HARM_GRID = _grid(dict.fromkeys((0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.6, 0.9), 1.0))
+# Weighted to large stakes: they are best where neither side shows a harm, and waiting is then all that it costs.
+_MARGIN_GRID = _grid({0.01: 1, 0.02: 1, 0.04: 1, 0.08: 1, 0.16: 1, 0.32: 1, 0.6: 2, 0.99: 4})
+_LOG_RATIOS = tuple(0.25 * step for step in range(1, 17))
+"""Rate ratios from 1.28 to 55, under a half-normal prior with scale 1.5 on their logarithm."""
+_RATIO_GRID = _grid({ratio: math.exp(-0.5 * (ratio / 1.5) ** 2) for ratio in _LOG_RATIOS})
+
+
+@dataclass(frozen=True, slots=True)
+class HarmBet:
+    """Bets that the treatment is worse. Reaching 1/alpha is reason to roll back."""
+
+    log_wealth: tuple[float, ...] = (0.0,) * len(_HARM_GRID.sizes)
+    control_sum: float = 0.0
+    control_count: int = 0
+
+    def update(self, f: float, is_treatment: bool, w: float) -> HarmBet:
+        """Return the evidence after one more user.
+
+        Args:
+            f: The user's harm, in [0, 1], up is worse.
+            is_treatment: What the user saw.
+            w: Probability of treatment that was in force when the user was first seen.
+        """
+        _check(f, w)
+        mean = _control_mean(self.control_sum, self.control_count)
+        # The largest stake that cannot lose everything: the payoff's minimum is -(1-w)m or -w(1-m).
+        stake = _CAUTION / max((1 - w) * mean, w * (1 - mean))
+        payoff = stake * (is_treatment - w) * (f - mean)
+        return HarmBet(
+            _bet(self.log_wealth, _HARM_GRID, payoff),
+            self.control_sum + (0.0 if is_treatment else f),
+            self.control_count + (not is_treatment),
+        )
+
+    @property
+    def log_e_value(self) -> float:
+        return _log_average(self.log_wealth, _HARM_GRID)
+
+    @property
+    def e_value(self) -> float:
+        return finite_exp(self.log_e_value)
+
+    def merge(self, other: HarmBet) -> HarmBet:
+        """Join the evidence of two disjoint groups of users that were bet on apart."""
+        return HarmBet(
+            _add(self.log_wealth, other.log_wealth),
+            self.control_sum + other.control_sum,
+            self.control_count + other.control_count,
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "log_wealth": list(self.log_wealth),
+            "control_sum": self.control_sum,
+            "control_count": self.control_count,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> Self:
+        return cls(
+            _wealth_from_json(data, _HARM_GRID),
+            float(cast(float, data["control_sum"])),
+            int(cast(int, data["control_count"])),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NonInferiorityBet:
+    """Bets that the treatment is worse by less than `margin`. Reaching 1/alpha rules a harm of `margin` out."""
+
+    margin: float
+    log_wealth: tuple[float, ...] = (0.0,) * len(_MARGIN_GRID.sizes)
+    control_sum: float = 0.0
+    control_count: int = 0
+    peak: float = 0.0
+    """Largest log e-value so far. It may stand for the e-value in a decision: that is what "at any time" means."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.margin < 1:
+            raise InvalidOutcome(f"a margin lies between 0 and 1, got {self.margin}")
+
+    def update(self, f: float, is_treatment: bool, w: float) -> NonInferiorityBet:
+        """Return the evidence after one more user; arguments as for `HarmBet.update`."""
+        _check(f, w)
+        mean = _control_mean(self.control_sum, self.control_count)
+        excess = (f - mean) / w if is_treatment else (mean - f) / (1 - w)
+        largest = max((1 - mean) / w, mean / (1 - w)) - self.margin  # positive: the maximum is never below 1
+        wealth = _bet(self.log_wealth, _MARGIN_GRID, -_CAUTION * (excess - self.margin) / largest)
+        return NonInferiorityBet(
+            self.margin,
+            wealth,
+            self.control_sum + (0.0 if is_treatment else f),
+            self.control_count + (not is_treatment),
+            _peak(self.peak, wealth, _MARGIN_GRID),
+        )
+
+    @property
+    def log_e_value(self) -> float:
+        return _log_average(self.log_wealth, _MARGIN_GRID)
+
+    @property
+    def e_value(self) -> float:
+        return finite_exp(self.log_e_value)
+
+    def has_crossed(self, alpha: float) -> bool:
+        """Whether the margin has been ruled out, now or earlier, at level `alpha`."""
+        return self.peak >= -math.log(alpha)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "margin": self.margin,
+            "log_wealth": list(self.log_wealth),
+            "control_sum": self.control_sum,
+            "control_count": self.control_count,
+            "peak": self.peak,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> Self:
+        return cls(
+            float(cast(float, data["margin"])),
+            _wealth_from_json(data, _MARGIN_GRID),
+            float(cast(float, data["control_sum"])),
+            int(cast(int, data["control_count"])),
+            float(cast(float, data["peak"])),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EventShareBet:
+    """Bets that rare harmful events fall on the treatment more often than users do.
+
+    Feed it each user's first event, the moment it happens: there is nothing to wait for, and it works while the control
+    has no event at all. Exact where the treatment changes nothing; for "not worse" keep it to events that at most one
+    user in twenty ever has, and use `HarmBet` otherwise.
+    """
+
+    log_wealth: tuple[float, ...] = (0.0,) * len(_RATIO_GRID.sizes)
+    events: int = 0
+
+    def update(self, is_treatment: bool, w: float) -> EventShareBet:
+        """Return the evidence after one more event; `w` is the probability of treatment at that moment."""
+        _check(0.0, w)
+        gains = (_share_gain(math.exp(ratio), is_treatment, w) for ratio in _RATIO_GRID.sizes)
+        wealth = tuple(before + gain for before, gain in zip(self.log_wealth, gains, strict=True))
+        return EventShareBet(wealth, self.events + 1)
+
+    @property
+    def log_e_value(self) -> float:
+        return _log_average(self.log_wealth, _RATIO_GRID)
+
+    @property
+    def e_value(self) -> float:
+        return finite_exp(self.log_e_value)
+
+    def merge(self, other: EventShareBet) -> EventShareBet:
+        """Join the evidence of two streams of events from different users."""
+        return EventShareBet(_add(self.log_wealth, other.log_wealth), self.events + other.events)
+
+    def to_json(self) -> dict[str, object]:
+        return {"log_wealth": list(self.log_wealth), "events": self.events}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> Self:
+        return cls(_wealth_from_json(data, _RATIO_GRID), int(cast(int, data["events"])))
+
+
+def upper_harm_bound(bets: Iterable[NonInferiorityBet], alpha: float) -> float | None:
+    """Return the smallest margin that has been ruled out, or None.
+
+    Wealth grows with the margin, user by user, so ruling out one margin rules out all larger ones: the bound is below
+    the true harm with probability at most `alpha`, whenever it is read and however many margins the grid has.
+    """
+    return min((bet.margin for bet in bets if bet.has_crossed(alpha)), default=None)
+
+
+def log_split_mismatch(control: int, treatment: int, w: float) -> float:
+    """Return the log Bayes factor against units having been split with probability `w` of treatment.
+
+    The Dirichlet-multinomial test of Lindon and Malek (2022), valid at every look; factors of phases multiply.
+    """
+    _check(0.0, w)
+    split = ((control, 1 - w), (treatment, w))
+    evidence = math.lgamma(_SPLIT_PRIOR) - math.lgamma(_SPLIT_PRIOR + control + treatment)
+    for count, share in split:
+        prior = _SPLIT_PRIOR * share
+        evidence += math.lgamma(prior + count) - math.lgamma(prior) - count * math.log(share)
+    return evidence
+
+
+def log_weighted_mean(logs: Sequence[float], weights: Sequence[float]) -> float:
+    """Return log(sum of weight * exp(log)) without overflow."""
+    terms = [log + math.log(weight) for log, weight in zip(logs, weights, strict=True) if weight > 0]
+    top = max(terms)
+    return top + math.log(math.fsum(math.exp(term - top) for term in terms))
+
+
+def finite_exp(log: float) -> float:
+    """Return exp(log), cut off where it would not be a number that JSON can hold."""
+    return math.exp(min(log, _LARGEST_LOG))
+
+
+def _check(f: float, w: float) -> None:
+    # Written so that NaN fails too.
+    if not 0 <= f <= 1:
+        raise InvalidOutcome(f"harm must lie in [0, 1], got {f}")
+    if not 0 < w < 1:
+        raise InvalidOutcome(f"probability of treatment must lie between 0 and 1, got {w}")
+
+
+def _control_mean(total: float, count: int) -> float:
+    """Mean harm of the control users already seen: known before the next bet is made."""
+    return (_PRIOR_SUM + total) / (_PRIOR_COUNT + count)
+
+
+def _bet(log_wealth: tuple[float, ...], grid: _Grid, payoff: float) -> tuple[float, ...]:
+    return tuple([wealth + math.log1p(size * payoff) for wealth, size in zip(log_wealth, grid.sizes, strict=True)])
+
+
+def _log_average(log_wealth: tuple[float, ...], grid: _Grid) -> float:
+    terms = [wealth + share for wealth, share in zip(log_wealth, grid.log_shares, strict=True)]
+    top = max(terms)
+    return top + math.log(math.fsum([math.exp(term - top) for term in terms]))
+
+
+def _peak(before: float, log_wealth: tuple[float, ...], grid: _Grid) -> float:
+    # A mean is never above its largest part: most users need no more than this comparison.
+    return before if max(log_wealth) <= before else max(before, _log_average(log_wealth, grid))
+
+
+def _share_gain(ratio: float, is_treatment: bool, w: float) -> float:
+    share = ratio * w / (ratio * w + 1 - w)
+    return math.log(share / w) if is_treatment else math.log((1 - share) / (1 - w))
+
+
+def _add(left: tuple[float, ...], right: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in zip(left, right, strict=True))
+
+
+def _wealth_from_json(data: Mapping[str, object], grid: _Grid) -> tuple[float, ...]:
+    wealth = tuple(float(value) for value in cast(Sequence[float], data["log_wealth"]))
+    if len(wealth) != len(grid.sizes) or not all(map(math.isfinite, wealth)):
+        raise InvalidOutcome("stored evidence does not fit this version's grid of bets")
+    return wealth

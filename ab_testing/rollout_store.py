@@ -1,0 +1,189 @@
+"""Every query on rollouts and their decisions: a decision, its state and its route go in one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from ab_testing.canary import Decision
+from ab_testing.canary_state import FINAL, CanaryConfig, CanaryState
+from ab_testing.experiment import Route
+from ab_testing.route_store import write_route
+from pawl.database import Database
+from pawl.errors import NegativeVerdict, StaleWrite
+from pawl.schema import decisions, rollouts
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A candidate on its way into service."""
+
+    id: str
+    """Also the key of its experiment in the interactions."""
+    alias: str
+    champion: str
+    candidate: str
+    config: CanaryConfig
+    state: CanaryState
+    maturity_s: float
+    """How long after a user's first interaction the user's outcome counts."""
+    cursor: tuple[float, str] | None
+    """First exposure and unit of the last user that was counted; users are counted in this order."""
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True)
+class DecisionRecord:
+    """One line of a rollout's history."""
+
+    id: int
+    at: float
+    verdict: str
+    reason: str
+    metric: str | None
+    step: int
+    weight: float
+    evidence: Mapping[str, Any]
+    actor: str
+
+
+def insert_rollout(database: Database, rollout: Rollout, route: Route, *, epoch: int) -> None:
+    """Open a rollout and send it its first users.
+
+    Raises:
+        NegativeVerdict: the alias has a running rollout.
+        StaleWrite: the route changed meanwhile.
+    """
+    with database.write() as connection:
+        running = connection.execute(
+            sa.select(rollouts.c.id).where(rollouts.c.alias == rollout.alias, rollouts.c.status.not_in(FINAL))
+        ).scalar()
+        if running:
+            raise NegativeVerdict(f"{rollout.alias} has a running rollout: {running}")
+        write_route(connection, route, epoch=epoch, at=rollout.created_at)
+        connection.execute(rollouts.insert().values(**_row(rollout)))
+
+
+def running_rollout(database: Database, alias: str) -> Rollout | None:
+    """The alias's rollout that is not over, if there is one."""
+    query = sa.select(rollouts).where(rollouts.c.alias == alias, rollouts.c.status.not_in(FINAL))
+    with database.read() as connection:
+        row = connection.execute(query.order_by(rollouts.c.created_at.desc())).mappings().first()
+    return _rollout(row) if row else None
+
+
+def list_rollouts(database: Database, alias: str | None = None) -> list[Rollout]:
+    """The newest first."""
+    query = sa.select(rollouts).order_by(rollouts.c.created_at.desc(), rollouts.c.id)
+    if alias:
+        query = query.where(rollouts.c.alias == alias)
+    with database.read() as connection:
+        return [_rollout(row) for row in connection.execute(query).mappings()]
+
+
+def get_rollout(database: Database, rollout_id: str) -> Rollout:
+    """One rollout.
+
+    Raises:
+        NegativeVerdict: there is none of that id.
+    """
+    with database.read() as connection:
+        row = connection.execute(sa.select(rollouts).where(rollouts.c.id == rollout_id)).mappings().first()
+    if row is None:
+        raise NegativeVerdict(f"there is no rollout {rollout_id}")
+    return _rollout(row)
+
+
+def save_progress(
+    database: Database,
+    before: Rollout,
+    after: Rollout,
+    decision: Decision | None,
+    route: Route | None,
+    *,
+    actor: str,
+    epoch: int,
+) -> None:
+    """Keep what a tick did: the state, the decision if it is worth a record, and the route if traffic moves.
+
+    Raises:
+        StaleWrite: another process moved this rollout or its route meanwhile; nothing was kept.
+    """
+    with database.write() as connection:
+        changed = connection.execute(
+            rollouts.update()
+            .where(rollouts.c.id == before.id, rollouts.c.updated_at == before.updated_at)
+            .values(**_row(after))
+        ).rowcount
+        if not changed:
+            raise StaleWrite(f"rollout {before.id} moved meanwhile")
+        if decision is not None:
+            connection.execute(decisions.insert().values(**_decision_row(after, decision, actor)))
+        if route is not None:
+            write_route(connection, route, epoch=epoch, at=after.updated_at)
+
+
+def list_decisions(database: Database, rollout_id: str) -> list[DecisionRecord]:
+    """A rollout's history, oldest first."""
+    query = sa.select(decisions).where(decisions.c.rollout_id == rollout_id).order_by(decisions.c.id)
+    with database.read() as connection:
+        return [
+            DecisionRecord(
+                row["id"], row["at"], row["verdict"], row["reason"], row["metric"], row["step"], row["weight"],
+                json.loads(row["evidence"]), row["actor"],
+            )
+            for row in connection.execute(query).mappings()
+        ]  # fmt: skip
+
+
+def _decision_row(rollout: Rollout, decision: Decision, actor: str) -> dict[str, Any]:
+    return {
+        "rollout_id": rollout.id,
+        "at": rollout.updated_at,
+        "verdict": decision.verdict,
+        "reason": decision.reason,
+        "metric": decision.metric,
+        "step": rollout.state.step,
+        "weight": decision.weight,
+        "evidence": json.dumps(decision.to_json()["evidence"]),
+        "config_hash": rollout.config.config_hash,
+        "actor": actor,
+    }
+
+
+def _row(rollout: Rollout) -> dict[str, Any]:
+    state = {"canary": rollout.state.to_json(), "maturity_s": rollout.maturity_s, "cursor": rollout.cursor}
+    return {
+        "id": rollout.id,
+        "alias": rollout.alias,
+        "champion": rollout.champion,
+        "candidate": rollout.candidate,
+        "status": rollout.state.status,
+        "config": json.dumps(rollout.config.to_json()),
+        "config_hash": rollout.config.config_hash,
+        "state": json.dumps(state),
+        "created_at": rollout.created_at,
+        "updated_at": rollout.updated_at,
+    }
+
+
+def _rollout(row: sa.RowMapping) -> Rollout:
+    state = json.loads(row["state"])
+    cursor = state["cursor"]
+    return Rollout(
+        id=row["id"],
+        alias=row["alias"],
+        champion=row["champion"],
+        candidate=row["candidate"],
+        config=CanaryConfig.from_json(json.loads(row["config"])),
+        state=CanaryState.from_json(state["canary"]),
+        maturity_s=state["maturity_s"],
+        cursor=(cursor[0], cursor[1]) if cursor else None,
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

@@ -1,0 +1,154 @@
+{{- define "pawl.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that never change in a release's life, so selectors may use them. Call with (dict "root" $ "component" "x"). */}}
+{{- define "pawl.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end -}}
+
+{{/* On pods: nothing that a new chart version would change, or every upgrade would reload the engines. */}}
+{{- define "pawl.podLabels" -}}
+{{ include "pawl.selectorLabels" . }}
+app.kubernetes.io/part-of: pawl
+{{- end -}}
+
+{{- define "pawl.labels" -}}
+{{ include "pawl.podLabels" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end -}}
+
+{{- define "pawl.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "pawl.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "pawl.image" -}}
+{{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) -}}
+{{- end -}}
+
+{{- define "pawl.adaptersClaim" -}}
+{{- default (printf "%s-adapters" (include "pawl.fullname" .)) .Values.adapters.existingClaim -}}
+{{- end -}}
+
+{{- define "pawl.retrainClaim" -}}
+{{- default (printf "%s-retrain" (include "pawl.fullname" .)) .Values.retrain.state.existingClaim -}}
+{{- end -}}
+
+{{/* Every engine pod by its own name: adapters are loaded pod by pod, so a balanced address would not do. */}}
+{{- define "pawl.engineUrls" -}}
+{{- $service := printf "%s-engine" (include "pawl.fullname" .) -}}
+{{- $root := . -}}
+{{- range $i := until (int .Values.engine.replicas) }}
+- http://{{ $service }}-{{ $i }}.{{ $service }}.{{ $root.Release.Namespace }}.svc:{{ int $root.Values.config.engine.port }}
+{{- end -}}
+{{- end -}}
+
+{{/* pawl.yaml: the values under `config`, with the engines' addresses where they were left out. */}}
+{{- define "pawl.config" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- range $name, $model := $config.serving.models -}}
+{{- if not $model.engines -}}
+{{- if not $.Values.engine.enabled -}}
+{{- fail (printf "engine.enabled is false: set config.serving.models.%s.engines" $name) -}}
+{{- end -}}
+{{- $_ := set $model "engines" (include "pawl.engineUrls" $ | fromYamlArray) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $config -}}
+{{- end -}}
+
+{{- define "pawl.secretEnv" -}}
+{{- if .secret.name }}
+- name: {{ .variable }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret.name }}
+      key: {{ .secret.key }}
+{{- end }}
+{{- end -}}
+
+{{/* What every process of Pawl reads. */}}
+{{- define "pawl.env" -}}
+- name: PAWL_CONFIG
+  value: /etc/pawl/pawl.yaml
+{{- include "pawl.secretEnv" (dict "variable" "PAWL_DATABASE__PASSWORD" "secret" .Values.secrets.database) }}
+{{- include "pawl.secretEnv" (dict "variable" "PAWL_AUTH__SECRET" "secret" .Values.secrets.auth) }}
+{{- end -}}
+
+{{/* Caches of model programs, on a volume because the root file system is read-only. */}}
+{{- define "pawl.cacheEnv" -}}
+- {name: HOME, value: {{ .path }}}
+- {name: USER, value: pawl}
+- {name: XDG_CACHE_HOME, value: {{ .path }}}
+- {name: HF_HOME, value: {{ .path }}/huggingface}
+- {name: TORCH_HOME, value: {{ .path }}/torch}
+- {name: TRITON_CACHE_DIR, value: {{ .path }}/triton}
+- {name: TORCHINDUCTOR_CACHE_DIR, value: {{ .path }}/inductor}
+- {name: HF_HUB_DISABLE_TELEMETRY, value: "1"}
+{{- include "pawl.secretEnv" (dict "variable" "HF_TOKEN" "secret" .root.Values.secrets.hubToken) }}
+{{- end -}}
+
+{{/* The part of a pod's spec that all components share. Call with (dict "root" $ "pod" .Values.<component>). */}}
+{{- define "pawl.podSpec" -}}
+serviceAccountName: {{ include "pawl.serviceAccountName" .root }}
+automountServiceAccountToken: false
+# Service links would inject PAWL_* variables, and Pawl refuses settings that it does not know.
+enableServiceLinks: false
+securityContext: {{- toYaml .root.Values.podSecurityContext | nindent 2 }}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pod.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with .pod.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .pod.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pod.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .pod.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Requests and limits with the GPUs of this component added. */}}
+{{- define "pawl.resources" -}}
+{{- $resources := deepCopy .resources -}}
+{{- if int .gpus -}}
+{{- $limits := default dict $resources.limits -}}
+{{- $_ := set $limits .gpuResource (int .gpus) -}}
+{{- $_ := set $resources "limits" $limits -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end -}}
+
+{{- define "pawl.spread" -}}
+{{- range $key := list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+- maxSkew: 1
+  topologyKey: {{ $key }}
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels: {{- include "pawl.selectorLabels" $ | nindent 6 }}
+{{- end }}
+{{- end -}}

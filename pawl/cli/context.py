@@ -1,0 +1,122 @@
+"""What every command needs: the settings, the database, and one way to print."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pawl.database import Database, open_database, require_current_schema
+from pawl.errors import ConfigurationError
+from pawl.logs import configure_logging
+from pawl.settings import ModelSettings, Settings, find_config, load_settings
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+_config: list[Path] = []
+
+
+def remember_config(path: Path | None) -> None:
+    """Keep what `--config` said for the command that follows."""
+    _config[:] = [path] if path else []
+
+
+def current_settings(*, quiet_logs: bool = True) -> Settings:
+    """The settings this command runs with; logging is set up by them.
+
+    Raises:
+        ConfigurationError: see `pawl.settings.load_settings`.
+    """
+    settings = load_settings(config_path(), os.environ)
+    configure_logging(settings.log.model_copy(update={"level": "warning"}) if quiet_logs else settings.log)
+    return settings
+
+
+def config_path() -> Path | None:
+    """The configuration file in force, if there is one."""
+    return find_config(_config[0] if _config else None, os.environ)
+
+
+@contextmanager
+def current_database(settings: Settings) -> Iterator[Database]:
+    """The shared database, with the schema this version needs.
+
+    Raises:
+        ConfigurationError: the schema is another.
+        Unreachable: the database does not answer.
+    """
+    database = open_database(settings.database)
+    try:
+        require_current_schema(database)
+        yield database
+    finally:
+        database.close()
+
+
+def chosen_alias(settings: Settings, given: str | None) -> str:
+    """The model alias a command is about: the one given, else `retrain.alias`, else the only one there is.
+
+    Raises:
+        ConfigurationError: there is no such alias, or several to choose from.
+    """
+    models = settings.serving.models
+    alias = given or settings.retrain.alias or (next(iter(models)) if len(models) == 1 else None)
+    if alias is None:
+        raise ConfigurationError(f"name the model with --model: one of {', '.join(models) or '(none configured)'}")
+    if alias not in models:
+        raise ConfigurationError(f"serving.models has no {alias!r}; it has {', '.join(models) or 'none'}")
+    return alias
+
+
+def model_settings(settings: Settings, alias: str) -> ModelSettings:
+    """The settings of an alias that `chosen_alias` returned."""
+    return settings.serving.models[alias]
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str]) -> None:
+    """A table for people, or all fields as JSON for programs."""
+    if as_json:
+        print_json(list(rows))
+        return
+    if not rows:
+        typer.echo("none")
+        return
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console().print(table)
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def print_fields(fields: Mapping[str, Any], *, as_json: bool) -> None:
+    """One record: a line per field, or JSON."""
+    if as_json:
+        print_json(dict(fields))
+        return
+    width = max(len(name) for name in fields)
+    for name, value in fields.items():
+        typer.echo(f"{name:<{width}}  {_cell(value)}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def refuse(message: str) -> ConfigurationError:
+    """Wrong use of a command."""
+    return ConfigurationError(message)

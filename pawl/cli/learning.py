@@ -1,0 +1,241 @@
+"""`pawl retrain | gate | models`: what is learned and what becomes of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import structlog
+import typer
+
+from pawl.cli.context import (
+    JsonFlag,
+    chosen_alias,
+    current_database,
+    current_settings,
+    model_settings,
+    print_fields,
+    print_rows,
+)
+from pawl.clock import now
+from pawl.database import Database
+from pawl.errors import ConfigurationError, NegativeVerdict
+from pawl.settings import Settings
+
+if TYPE_CHECKING:
+    from monitoring.scoring import ScoreToxicity
+    from retrain.pipeline import OpenCanary
+
+log = structlog.get_logger()
+ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
+
+retrain = typer.Typer(no_args_is_help=True, help="Retraining rounds.")
+models = typer.Typer(no_args_is_help=True, help="Model versions.")
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(retrain, name="retrain")
+    app.add_typer(models, name="models")
+    app.command()(gate)
+
+
+@retrain.command("run")
+def retrain_run(
+    model: ModelOption = None,
+    if_due: Annotated[bool, typer.Option("--if-due", help="Do nothing unless a round is due.")] = False,
+    cycle: Annotated[str | None, typer.Option("--cycle", help="What the round is for; this week by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train on fewer pairs than retrain.min_pairs.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Mine, train, judge, publish, open the canary. Running it again resumes where it was."""
+    from feedback.mining import mine_alias
+    from feedback.store import load_pairs
+    from retrain.pipeline import RoundInputs, RoundOptions, run_round
+    from retrain.progress import console_report
+
+    settings = current_settings(quiet_logs=False)
+    alias = chosen_alias(settings, model)
+    with current_database(settings) as database:
+        mine_alias(database, alias, now())
+        new, earlier = load_pairs(database, alias, used=False), load_pairs(database, alias, used=True)
+        reason = why_not_due(database, settings, alias, len(new)) if if_due else None
+        if reason:
+            typer.echo(f"not due: {reason}")
+            return
+        inputs = RoundInputs(
+            new=new,
+            earlier=earlier,
+            score_toxicity=toxicity_scorer(settings),
+            open_canary=canary_opener(database, settings, alias),
+            report=console_report(),
+        )
+        outcome = run_round(database, settings, alias, inputs, RoundOptions(cycle=cycle, force=force))
+    shown = {"run": outcome.run_id, "status": outcome.status.value, "model": outcome.model, "reason": outcome.reason}
+    print_fields(shown | {"rollout": outcome.rollout_id}, as_json=as_json)
+    if outcome.status.value in ("failed", "cannot_tell"):
+        raise NegativeVerdict(f"run {outcome.run_id}: {outcome.reason}")
+
+
+def why_not_due(database: Database, settings: Settings, alias: str, n_new: int) -> str | None:
+    """Why no round should start now; None when one should."""
+    from retrain.registry import list_runs
+
+    if n_new < settings.retrain.min_pairs:
+        return f"{n_new} new pairs, retrain.min_pairs is {settings.retrain.min_pairs}"
+    unfinished = [run for run in list_runs(database, alias) if not run.status.is_final]
+    if unfinished:
+        return None
+    last = max((run.created_at for run in list_runs(database, alias)), default=0.0)
+    hours = (now() - last) / 3600
+    if hours < settings.retrain.interval_hours:
+        return (
+            f"the last round was {hours:.1f} hours ago, retrain.interval_hours is {settings.retrain.interval_hours:g}"
+        )
+    return None
+
+
+def toxicity_scorer(settings: Settings) -> ScoreToxicity | None:
+    """The scorer for the gate; None when it is absent, and then the gate says no."""
+    from monitoring.errors import ScorerUnavailable
+    from monitoring.toxicity import load_scorer
+
+    scoring = settings.worker.scoring
+    try:
+        return load_scorer(scoring.toxicity_checkpoint, scoring.toxicity_config_dir, scoring.toxicity_model).score
+    except ScorerUnavailable as exc:
+        log.error("scorer_absent", reason=str(exc))
+        return None
+
+
+def canary_opener(database: Database, settings: Settings, alias: str) -> OpenCanary | None:
+    """What a passed gate calls to open the canary; None when `rollout.auto_start` is off."""
+    if not settings.rollout.auto_start:
+        return None
+
+    def open_canary(candidate: str) -> str:
+        return open_rollout(database, settings, alias, candidate)
+
+    return open_canary
+
+
+def open_rollout(database: Database, settings: Settings, alias: str, candidate: str) -> str:
+    """Start the rollout of a registered candidate; returns its id.
+
+    Raises:
+        PawlError: it cannot be started; says why.
+    """
+    from ab_testing.controller import start_rollout
+    from ab_testing.experiment import Route
+    from ab_testing.route_store import load_route
+    from retrain import registry
+
+    registry.get_model(database, candidate)
+    if model_settings(settings, alias).experiment is not None:
+        raise ConfigurationError(f"serving.models.{alias} has a fixed split: a rollout needs the alias to itself")
+    route = load_route(database, alias) or Route(alias, 0, model_settings(settings, alias).champion)
+    rollout = start_rollout(database, settings.rollout, route, candidate, now=now())
+    registry.set_state(database, candidate, registry.ModelState.CHALLENGER, now=now())
+    return rollout.id
+
+
+@retrain.command("status")
+def retrain_status(model: ModelOption = None, as_json: JsonFlag = False) -> None:
+    """The newest run, and whether another is due."""
+    from feedback.store import load_pairs
+    from retrain.registry import list_runs
+
+    settings = current_settings()
+    alias = chosen_alias(settings, model)
+    with current_database(settings) as database:
+        n_new = len(load_pairs(database, alias, used=False))
+        newest = next(iter(sorted(list_runs(database, alias), key=lambda run: -run.created_at)), None)
+        reason = why_not_due(database, settings, alias, n_new)
+    fields: dict[str, Any] = {"alias": alias, "new_pairs": n_new, "due": reason is None, "why_not_due": reason}
+    fields |= {"run": newest.id, "status": newest.status.value, "step": newest.step} if newest else {"run": None}
+    print_fields(fields, as_json=as_json)
+
+
+@retrain.command("list")
+def retrain_list(model: ModelOption = None, as_json: JsonFlag = False) -> None:
+    """All runs, the newest first."""
+    from retrain.registry import list_runs
+
+    with current_database(current_settings()) as database:
+        found = sorted(list_runs(database, model), key=lambda run: -run.created_at)
+    rows = [asdict(run) | {"status": run.status.value} for run in found]
+    print_rows(rows, as_json=as_json, columns=("id", "alias", "cycle", "status", "step"))
+
+
+@retrain.command("explain")
+def retrain_explain(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: JsonFlag = False) -> None:
+    """Everything recorded about one run."""
+    from retrain.registry import get_run
+
+    with current_database(current_settings()) as database:
+        run = get_run(database, run_id)
+    print_fields(asdict(run) | {"status": run.status.value}, as_json=as_json)
+
+
+def gate(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: JsonFlag = False) -> None:
+    """What the gate said about a run's candidate, check by check; exit code 1 unless it passed."""
+    from retrain.registry import get_run
+
+    with current_database(current_settings()) as database:
+        run = get_run(database, run_id)
+    report = run.detail.get("gate")
+    if report is None:
+        raise NegativeVerdict(f"run {run_id} has not reached the gate: it is {run.status.value} at {run.step}")
+    if as_json:
+        print_fields(report, as_json=True)
+    else:
+        typer.echo(f"{report['verdict']}")
+        for check in report["checks"]:
+            typer.echo(f"  {check['verdict']:<12}{check['reason']}")
+    if report["verdict"] != "pass":
+        raise NegativeVerdict(f"run {run_id}: the gate says {report['verdict']}")
+
+
+@models.command("list")
+def models_list(model: ModelOption = None, as_json: JsonFlag = False) -> None:
+    """Registered model versions."""
+    from retrain.registry import list_models
+
+    settings = current_settings()
+    with current_database(settings) as database:
+        aliases = [model] if model else list(settings.serving.models)
+        rows = [asdict(m) | {"state": m.state.value} for alias in aliases for m in list_models(database, alias)]
+    print_rows(rows, as_json=as_json, columns=("name", "alias", "state", "parent", "run_id"))
+
+
+@models.command("show")
+def models_show(name: str, as_json: JsonFlag = False) -> None:
+    """One version and its line of descent."""
+    from retrain.registry import get_model, lineage
+
+    with current_database(current_settings()) as database:
+        found = get_model(database, name)
+        line = [ancestor.name for ancestor in lineage(database, name)]
+    print_fields(asdict(found) | {"state": found.state.value, "lineage": line}, as_json=as_json)
+
+
+@models.command("promote")
+def models_promote(name: str) -> None:
+    """Send a registered version out as a canary."""
+    from retrain.registry import get_model
+
+    settings = current_settings()
+    with current_database(settings) as database:
+        alias = get_model(database, name).alias
+        typer.echo(open_rollout(database, settings, alias, name))
+
+
+@models.command("retire")
+def models_retire(name: str) -> None:
+    """Take a version out of consideration. The champion cannot be retired: promote another first."""
+    from retrain.registry import ModelState, get_model, set_state
+
+    with current_database(current_settings()) as database:
+        if get_model(database, name).state in (ModelState.CHAMPION, ModelState.CHALLENGER):
+            raise NegativeVerdict(f"{name} is in service: promote another model, or roll it back, first")
+        set_state(database, name, ModelState.RETIRED, now=now())
+    typer.echo(f"{name} retired")

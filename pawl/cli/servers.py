@@ -1,0 +1,89 @@
+"""`pawl serve | engine | worker | up | demo`: the processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pawl.cli.context import current_database, current_settings
+from pawl.errors import ConfigurationError, NegativeVerdict
+from pawl.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(serve)
+    app.command()(engine)
+    app.command()(worker)
+    app.command()(up)
+    app.command()(demo)
+
+
+def serve() -> None:
+    """Run the gateway."""
+    from serving.server import serve as serve_gateway
+
+    serve_gateway(current_settings(quiet_logs=False))
+
+
+def engine(
+    model: Annotated[str | None, typer.Option("--model", help="Directory or hub name; else engine.model.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
+) -> None:
+    """Run a vLLM server with the flags Pawl needs; what follows `--` in engine.extra_args is passed on."""
+    from serving.engine_process import describe_command, engine_command, engine_environment, has_gpu
+
+    settings = current_settings(quiet_logs=False)
+    chosen = model or settings.engine.model
+    if chosen is None:
+        raise ConfigurationError("name the model with --model, or set engine.model")
+    on_cpu = not has_gpu()
+    command = engine_command(settings.engine, chosen, on_cpu=on_cpu)
+    environment = engine_environment(os.environ, chosen, on_cpu=on_cpu)
+    if dry_run:
+        typer.echo(describe_command(command, environment))
+        return
+    try:
+        os.execvpe(command[0], command, environment)
+    except FileNotFoundError as exc:
+        raise ConfigurationError(f"engine.python {command[0]} does not exist; `make up` installs the engine") from exc
+
+
+def worker() -> None:
+    """Run the background duties: scoring, rollouts, adapters."""
+    from pawl.cli.worker import Worker
+
+    settings = current_settings(quiet_logs=False)
+    with current_database(settings) as database:
+        Worker(settings, database).run()
+
+
+def up(
+    model: Annotated[
+        str | None, typer.Option("--model", help="Directory or hub name; else MODEL, else the practice model.")
+    ] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Of the gateway.")] = None,
+) -> None:
+    """Run everything on this machine: engine, gateway and worker, as supervised processes with SQLite."""
+    from practice.stack import run_stack
+
+    run_stack(up_settings(), model=model or os.environ.get("MODEL") or None, port=port)
+
+
+def up_settings() -> Settings:
+    """The settings `pawl up` starts from."""
+    return current_settings(quiet_logs=False)
+
+
+def demo(
+    directory: Annotated[Path, typer.Option("--out", help="Where the report and all records go.")] = Path("var/demo"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the simulated users.")] = 7,
+) -> None:
+    """One full turn of the loop on the practice model, with simulated users and a report at the end."""
+    from practice.demo import run_demo
+
+    problems = run_demo(directory, seed=seed)
+    if problems:
+        raise NegativeVerdict(f"the demo did not do its job: {'; '.join(problems)}")

@@ -1,0 +1,189 @@
+"""Exports: exact rows, files that load elsewhere, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from feedback.export import ExportFormat, write_export
+from feedback.interactions import Message
+from feedback.pairs import PreferencePair, UnpairedExample
+
+ASK: tuple[Message, ...] = ({"role": "user", "content": "Hello?"},)
+TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+
+
+def assistant(text: str | None, **fields: Any) -> Message:
+    return {"role": "assistant", "content": text, **fields}
+
+
+def make_pair(number: int, chosen: Message, rejected: Message, prompt: tuple[Message, ...] = ASK) -> PreferencePair:
+    return PreferencePair(
+        id=f"{number:032x}",
+        alias="assistant",
+        source="edit",
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        margin=0.5,
+        n_voters=1,
+        principals=("key/ann",),
+        chosen_interaction=None,
+        rejected_interaction="0" * 48,
+        models=("base",),
+        probability=1.0,
+        created_at=1.0,
+    )
+
+
+def make_single(number: int, completion: Message, *, label: bool) -> UnpairedExample:
+    return UnpairedExample(
+        id=f"{number:032x}",
+        alias="assistant",
+        prompt=ASK,
+        completion=completion,
+        label=label,
+        interaction=f"{number:048x}",
+        model="base",
+        principals=("key/ann",),
+        created_at=1.0,
+    )
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+PAIRS = [make_pair(2, assistant("c"), assistant("d")), make_pair(1, assistant("a", refusal=None), assistant("b"))]
+
+
+def test_trl_rows_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    assert write_export(path, PAIRS) == 2
+    first, second = read(path)
+    assert first == {
+        "prompt": [{"role": "user", "content": "Hello?"}],
+        "chosen": [{"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "assistant", "content": "b"}],
+        "pair_id": f"{1:032x}",
+        "source": "edit",
+        "margin": 0.5,
+    }
+    assert second["pair_id"] == f"{2:032x}"
+
+
+def test_openai_rows_keep_parts_and_tool_calls(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "Hello"}, {"type": "text", "text": "there?"}]
+    pair = make_pair(1, assistant(None, tool_calls=[TOOL_CALL]), assistant("b"), ({"role": "user", "content": parts},))
+    write_export(tmp_path / "o.jsonl", [pair], layout=ExportFormat.OPENAI)
+    assert read(tmp_path / "o.jsonl") == [
+        {
+            "input": {"messages": [{"role": "user", "content": parts}]},
+            "preferred_output": [{"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}],
+            "non_preferred_output": [{"role": "assistant", "content": "b"}],
+        }
+    ]
+    write_export(tmp_path / "t.jsonl", [pair])
+    assert read(tmp_path / "t.jsonl")[0]["prompt"] == [{"role": "user", "content": "Hello\nthere?"}]
+
+
+def test_kto_has_each_answer_once_and_none_with_two_labels(tmp_path: Path) -> None:
+    pairs = [make_pair(1, assistant("b"), assistant("a")), make_pair(2, assistant("c"), assistant("b"))]
+    singles = [make_single(3, assistant("c"), label=True), make_single(4, assistant("d"), label=False)]
+    n_rows = write_export(tmp_path / "kto.jsonl", pairs, singles, layout=ExportFormat.KTO)
+    rows = read(tmp_path / "kto.jsonl")
+    assert n_rows == len(rows) == 3
+    assert {row["completion"][0]["content"]: row["label"] for row in rows} == {"a": False, "c": True, "d": False}
+    assert all(row["prompt"] == [{"role": "user", "content": "Hello?"}] for row in rows)
+
+
+@pytest.mark.parametrize("layout", ExportFormat)
+def test_the_order_of_the_input_does_not_matter(tmp_path: Path, layout: ExportFormat) -> None:
+    singles = [make_single(n, assistant(f"s{n}"), label=n % 2 == 0) for n in range(10)]
+    write_export(tmp_path / "one", PAIRS, singles, layout=layout)
+    write_export(tmp_path / "two", PAIRS[::-1], singles[::-1], layout=layout)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() != b""
+
+
+def odd_pairs() -> list[PreferencePair]:
+    """Everything a client or a model can put into a message, next to a plain pair."""
+    return [
+        *PAIRS,
+        make_pair(3, assistant("\ud800 lone"), assistant("nul \x00, line \u2028 and \U0001f600")),
+        make_pair(4, assistant(None, tool_calls=[TOOL_CALL], refusal=None), assistant("b", reasoning_content="hm")),
+        make_pair(5, assistant("a"), assistant("b"), ({"role": "user", "content": [{"type": "text", "text": "x"}]},)),
+        make_pair(
+            6,
+            assistant("a"),
+            assistant("b"),
+            ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x", "n": 10**30}}]},),
+        ),
+        make_pair(
+            7, assistant("a"), assistant("b"), ({"role": "user", "content": "x", "weight": float("nan"), "y": {}},)
+        ),
+        make_pair(8, assistant("a"), assistant("b"), (*ASK, assistant("mid"), {"role": "user", "content": "more"})),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layout", "columns"),
+    [
+        (ExportFormat.TRL, {"prompt", "chosen", "rejected", "pair_id", "source", "margin"}),
+        (ExportFormat.KTO, {"prompt", "completion", "label"}),
+        (ExportFormat.OPENAI, {"input", "preferred_output", "non_preferred_output"}),
+    ],
+)
+def test_the_file_loads_with_datasets_whatever_the_messages_hold(
+    tmp_path: Path, layout: ExportFormat, columns: set[str]
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "pairs.jsonl"
+    n_rows = write_export(path, odd_pairs(), layout=layout)
+    loaded = datasets.load_dataset("json", data_files=str(path), cache_dir=str(tmp_path / "cache"), split="train")
+    assert set(loaded.column_names) == columns
+    assert len(loaded) == n_rows > len(PAIRS)
+
+
+def test_texts_come_back_from_datasets_as_they_were(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "pairs.jsonl"
+    write_export(path, odd_pairs())
+    loaded = datasets.load_dataset("json", data_files=str(path), cache_dir=str(tmp_path / "cache"), split="train")
+    rows = {int(row["pair_id"], 16): row for row in loaded}
+    assert rows[3]["rejected"][0]["content"] == "nul \x00, line \u2028 and \U0001f600"
+    assert rows[3]["chosen"][0]["content"] == "\ufffd lone"
+    assert rows[4]["chosen"][0]["tool_calls"][0]["function"] == TOOL_CALL["function"]
+    assert [message["content"] for message in rows[8]["prompt"]] == ["Hello?", "mid", "more"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pairs.jsonl"
+    write_export(path, PAIRS[:1])
+    before = path.read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_export(path, PAIRS)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["pairs.jsonl"]
+
+
+def test_a_pair_changes_only_its_own_line(tmp_path: Path) -> None:
+    write_export(tmp_path / "one", PAIRS)
+    write_export(tmp_path / "two", [PAIRS[0], replace(PAIRS[1], margin=1.0)])
+    one, two = ((tmp_path / name).read_text().splitlines() for name in ("one", "two"))
+    assert one[1] == two[1]
+    assert one[0] != two[0]
+
+
+def test_no_pairs_make_an_empty_file(tmp_path: Path) -> None:
+    assert write_export(tmp_path / "none", []) == 0
+    assert (tmp_path / "none").read_bytes() == b""
