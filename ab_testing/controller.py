@@ -11,6 +11,7 @@ import structlog
 
 from ab_testing.canary import Decision, Health, apply, decide, launch, observe, override, weight_of
 from ab_testing.canary_state import CanaryConfig, GuardrailMetric
+from ab_testing.errors import InvalidCanary
 from ab_testing.experiment import TREATMENT, Route, canary_experiment
 from ab_testing.outcomes import (
     HARMFUL_COMPLIANCE,
@@ -19,11 +20,12 @@ from ab_testing.outcomes import (
     THUMBS_DOWN,
     TOXICITY,
     Matured,
+    is_unscored,
     matured_users,
 )
 from ab_testing.rollout_store import Rollout, insert_rollout, running_rollout, save_progress
 from ab_testing.route_store import load_route
-from feedback.store import AnalysedRow, experiment_rows, experiment_units
+from feedback.store import Exposure, experiment_rows, experiment_units
 from pawl.clock import Clock
 from pawl.database import Database
 from pawl.errors import ConfigurationError
@@ -39,24 +41,32 @@ HARD_FAILURES = frozenset({"upstream_error"})
 
 
 def canary_config(settings: RolloutSettings) -> CanaryConfig:
-    """The rules of a rollout, frozen at its launch: half of the rollback evidence is for safety."""
-    return CanaryConfig(
-        metrics=(
-            GuardrailMetric(THUMBS_DOWN, settings.thumbs_margin, 0.4, "primary"),
-            GuardrailMetric(TOXICITY, settings.toxicity_margin, 0.25),
-            GuardrailMetric(HARMFUL_COMPLIANCE, settings.harmful_compliance_margin, 0.25),
-            GuardrailMetric(OVER_REFUSAL, settings.over_refusal_margin, 0.1),
-        ),
-        steps=tuple(settings.steps),
-        alpha_rollback=settings.alpha_rollback,
-        alpha_promote=settings.alpha_promote,
-        harm_budget=settings.harm_budget,
-        min_dwell_s=settings.min_dwell_s,
-        min_users=tuple(settings.min_users),
-        breaker_error_share=settings.breaker_error_share,
-        breaker_min_requests=settings.breaker_min_requests,
-        max_time_s=settings.max_time_s,
+    """The rules of a rollout, frozen at its launch: half of the rollback evidence is for safety.
+
+    Raises:
+        ConfigurationError: the settings contradict each other.
+    """
+    metrics = (
+        GuardrailMetric(THUMBS_DOWN, settings.thumbs_margin, 0.4, "primary"),
+        GuardrailMetric(TOXICITY, settings.toxicity_margin, 0.25),
+        GuardrailMetric(HARMFUL_COMPLIANCE, settings.harmful_compliance_margin, 0.25),
+        GuardrailMetric(OVER_REFUSAL, settings.over_refusal_margin, 0.1),
     )
+    try:
+        return CanaryConfig(
+            metrics=metrics,
+            steps=tuple(settings.steps),
+            alpha_rollback=settings.alpha_rollback,
+            alpha_promote=settings.alpha_promote,
+            harm_budget=settings.harm_budget,
+            min_dwell_s=settings.min_dwell_s,
+            min_users=tuple(settings.min_users),
+            breaker_error_share=settings.breaker_error_share,
+            breaker_min_requests=settings.breaker_min_requests,
+            max_time_s=settings.max_time_s,
+        )
+    except InvalidCanary as exc:
+        raise ConfigurationError(f"rollout: {exc}") from exc
 
 
 def start_rollout(
@@ -186,11 +196,11 @@ class Controller:
             self._on_end(after, decision)
 
 
-def health_of(rows: Sequence[AnalysedRow], matured: Matured, rollout: Rollout, now: float) -> Health:
+def health_of(rows: Sequence[Exposure], matured: Matured, rollout: Rollout, now: float) -> Health:
     """Hard failures of the last minute, and metrics that nobody measures."""
     recent = [row for row in rows if row.assigned_variant == TREATMENT and row.created_at > now - HEALTH_WINDOW_S]
     is_scorer_late = matured.is_waiting_for_scores and any(
-        not row.is_scored and row.created_at < now - rollout.maturity_s - SCORE_PATIENCE_S for row in rows
+        is_unscored(row) and row.created_at < now - rollout.maturity_s - SCORE_PATIENCE_S for row in rows
     )
     return Health(
         canary_requests=len(recent),

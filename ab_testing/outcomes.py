@@ -35,6 +35,8 @@ class Exposure(Protocol):
     @property
     def status(self) -> str: ...
     @property
+    def is_scorable(self) -> bool: ...
+    @property
     def is_scored(self) -> bool: ...
     @property
     def is_toxic(self) -> bool | None: ...
@@ -80,11 +82,16 @@ def matured_users(
         if first[0] + maturity_s > now:
             break
         counted = [row for row in user_rows if row.created_at <= first[0] + maturity_s]
-        if not all(row.is_scored for row in counted if row.status == "ok"):
+        if any(is_unscored(row) for row in counted):
             return Matured(tuple(outcomes), cursor, True)
         outcomes.append(outcome_of(counted))
         cursor = first
     return Matured(tuple(outcomes), cursor, False)
+
+
+def is_unscored(row: Exposure) -> bool:
+    """Whether scores are still to come. An answer that was not kept (`store: false`) never gets any."""
+    return row.status == "ok" and row.is_scorable and not row.is_scored
 
 
 def _by_first_exposure(
@@ -112,7 +119,7 @@ def outcome_of(rows: Sequence[Exposure]) -> UserOutcome:
         treatment_probability=first.probability if is_treatment else 1 - first.probability,
         values={
             THUMBS_DOWN: _share([row.is_thumbed_down for row in answered]),
-            TOXICITY: _share([bool(row.is_toxic) for row in answered]),
+            TOXICITY: _share([row.is_toxic for row in answered if row.is_toxic is not None]),
             HARMFUL_COMPLIANCE: _share([row.response in COMPLIES for row in harmful]),
             OVER_REFUSAL: _share([row.response == REFUSES for row in benign]),
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import sqlalchemy as sa
 
@@ -44,7 +45,14 @@ def write_route(connection: sa.Connection, route: Route, *, epoch: int, at: floa
         "updated_at": at,
     }
     if current is None:
-        connection.execute(routes.insert().values(alias=route.alias, **values))
+        _insert(connection, route.alias, values)
     else:
         connection.execute(routes.update().where(routes.c.alias == route.alias).values(**values))
     return Route(route.alias, route.version + 1, route.champion, route.experiment)
+
+
+def _insert(connection: sa.Connection, alias: str, values: Mapping[str, object]) -> None:
+    try:
+        connection.execute(routes.insert().values(alias=alias, **values))
+    except sa.exc.IntegrityError as exc:  # There was no row to lock, and another process was first.
+        raise StaleWrite(f"the route of {alias} changed meanwhile") from exc

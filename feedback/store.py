@@ -94,6 +94,23 @@ def get_interaction(database: Database, interaction_id: str) -> Interaction | No
     return _interaction(row) if row else None
 
 
+def answers_by_prompt(database: Database, alias: str, model: str, since: float, until: float) -> dict[str, str]:
+    """One model's answers in a span of time by the question asked; of several answers to a question, the first."""
+    i = interactions.c
+    query = (
+        sa.select(interactions)
+        .where(
+            i.alias == alias, i.model == model, i.created_at >= since, i.created_at < until, i.completion.is_not(None)
+        )
+        .order_by(i.created_at.desc(), i.id)
+    )
+    with database.read() as connection:
+        found = [_interaction(row) for row in connection.execute(query).mappings()]
+    return {
+        str(a.prompt[-1].get("content")): str(a.completion.get("content")) for a in found if a.prompt and a.completion
+    }
+
+
 class Standing(NamedTuple):
     """What is known of a completion and of earlier feedback on it when feedback comes in."""
 
@@ -232,12 +249,16 @@ def unscored(database: Database, limit: int) -> list[Interaction]:
     query = (
         sa.select(interactions)
         .outerjoin(scores, scores.c.interaction_id == interactions.c.id)
-        .where(scores.c.interaction_id.is_(None), interactions.c.completion.is_not(None), interactions.c.is_stored)
+        .where(scores.c.interaction_id.is_(None), _scorable())
         .order_by(interactions.c.created_at, interactions.c.id)
         .limit(limit)
     )
     with database.read() as connection:
         return [_interaction(row) for row in connection.execute(query).mappings()]
+
+
+def _scorable() -> sa.ColumnElement[bool]:
+    return sa.and_(interactions.c.completion.is_not(None), interactions.c.is_stored)
 
 
 def save_scores(database: Database, found: Sequence[Score]) -> None:
@@ -247,16 +268,19 @@ def save_scores(database: Database, found: Sequence[Score]) -> None:
             database.insert_new(connection, scores, [score._asdict() for score in found])
 
 
-class AnalysedRow(NamedTuple):
-    """One interaction of an experiment's analysed user, with what is known of it."""
+class Exposure(NamedTuple):
+    """One interaction with what users and scorers say of it."""
 
     unit_id: str
     created_at: float
+    model: str
     assigned_variant: str
     served_variant: str
     probability: float
     phase: int
     status: str
+    is_scorable: bool
+    """There is a text that the worker scores, sooner or later."""
     is_scored: bool
     is_toxic: bool | None
     response: str | None
@@ -280,8 +304,19 @@ def experiment_units(database: Database, experiment: str) -> Iterator[tuple[str,
                 yield unit_id, bool(is_analysed)
 
 
-def experiment_rows(database: Database, experiment: str) -> list[AnalysedRow]:
-    """The analysed interactions of an experiment in time order, each with its scores and its last thumb."""
+def experiment_rows(database: Database, experiment: str) -> list[Exposure]:
+    """The analysed interactions of an experiment in time order."""
+    return _exposures(database, interactions.c.experiment == experiment, interactions.c.is_analysed)
+
+
+def exposures_between(database: Database, alias: str, since: float, until: float) -> list[Exposure]:
+    """An alias's interactions in a span of time (seconds since the epoch, the end left out), in order."""
+    i = interactions.c
+    return _exposures(database, i.alias == alias, i.created_at >= since, i.created_at < until)
+
+
+def _exposures(database: Database, *conditions: sa.ColumnElement[bool]) -> list[Exposure]:
+    """Interactions in time order, each with its scores and its last thumb."""
     last = (
         sa.select(
             feedback_events.c.interaction_id,
@@ -303,14 +338,14 @@ def experiment_rows(database: Database, experiment: str) -> list[AnalysedRow]:
     i, s = interactions.c, scores.c
     query = (
         sa.select(
-            i.unit_id, i.created_at, i.assigned_variant, i.served_variant, i.probability, i.phase, i.status,
-            s.interaction_id.is_not(None), s.is_toxic, s.response, s.is_harmful_prompt,
+            i.unit_id, i.created_at, i.model, i.assigned_variant, i.served_variant, i.probability, i.phase, i.status,
+            _scorable(), s.interaction_id.is_not(None), s.is_toxic, s.response, s.is_harmful_prompt,
             sa.func.coalesce(thumb.c.value == '"down"', False), sa.func.coalesce(thumb.c.value == '"up"', False),
         )
         .outerjoin(scores, s.interaction_id == i.id)
         .outerjoin(thumb, thumb.c.interaction_id == i.id)
-        .where(i.experiment == experiment, i.is_analysed)
+        .where(*conditions)
         .order_by(i.created_at, i.id)
     )  # fmt: skip
     with database.read() as connection:
-        return [AnalysedRow(*row) for row in connection.execute(query)]
+        return [Exposure(*row) for row in connection.execute(query)]

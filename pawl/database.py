@@ -86,7 +86,10 @@ def open_database(settings: DatabaseSettings) -> Database:
 
 def _sqlite_engine(settings: DatabaseSettings) -> sa.Engine:
     path = Path(settings.url.removeprefix("sqlite:///"))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigurationError(f"database.url: cannot make {path.parent}: {exc.strerror}") from exc
     engine = sa.create_engine(settings.url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S})
     journal = "WAL" if sqlite3.sqlite_version_info >= WAL_SAFE_SINCE else "TRUNCATE"
 
@@ -107,7 +110,7 @@ def _sqlite_engine(settings: DatabaseSettings) -> sa.Engine:
 def _postgresql_engine(settings: DatabaseSettings) -> sa.Engine:
     try:
         url = sa.make_url(settings.url).set(drivername="postgresql+psycopg")
-    except sa.exc.ArgumentError as exc:
+    except (sa.exc.ArgumentError, ValueError) as exc:
         raise ConfigurationError("database.url cannot be parsed") from exc
     if password := _password(settings):
         url = url.set(password=password)
@@ -166,7 +169,7 @@ def revisions(database: Database) -> tuple[str | None, str | None]:
     try:
         with database.read() as connection:
             return MigrationContext.configure(connection).get_current_revision(), head
-    except sa.exc.OperationalError as exc:
+    except sa.exc.DBAPIError as exc:
         raise unreachable(database, exc) from exc
 
 

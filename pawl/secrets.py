@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from pawl.errors import ConfigurationError
@@ -26,16 +27,23 @@ def signing_secret(settings: AuthSettings, state_dir: Path) -> bytes:
 
 
 def _own(path: Path) -> bytes:
+    if not path.exists():
+        _make(path)
+    return _long_enough(_read(path), str(path))
+
+
+def _make(path: Path) -> None:
+    """Whole or not at all: of processes that start at once one wins, and none sees a half-written secret."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _long_enough(_read(path), str(path))
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32))
         file.flush()
         os.fsync(file.fileno())
-    return _read(path)
+    with suppress(FileExistsError):
+        os.link(draft, path)
+    draft.unlink()
 
 
 def _read(path: Path) -> bytes:

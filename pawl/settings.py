@@ -327,6 +327,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text()) or {}
     except OSError as exc:
         raise ConfigurationError(f"cannot read the configuration {path}: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigurationError(f"cannot read the configuration {path}: it is not UTF-8 text") from exc
     except yaml.YAMLError as exc:
         raise ConfigurationError(f"{path} is not valid YAML: {' '.join(str(exc).split())}") from exc
     if not isinstance(tree, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from pawl.database import Database, open_database, require_current_schema
 from pawl.errors import ConfigurationError
@@ -19,6 +21,9 @@ from pawl.logs import configure_logging
 from pawl.settings import ModelSettings, Settings, find_config, load_settings
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+PIPED_WIDTH = 10_000
+"""Without a terminal a row stays one line, whole, for whatever reads it."""
 
 _config: list[Path] = []
 
@@ -88,10 +93,10 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Seq
     if not rows:
         typer.echo("none")
         return
-    table = Table(*columns, box=None, header_style="bold")
+    table = Table(*(Column(name, overflow="fold") for name in columns), box=None, header_style="bold")
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console().print(table)
+        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
 
 def print_json(value: Any) -> None:
@@ -100,21 +105,42 @@ def print_json(value: Any) -> None:
 
 
 def print_fields(fields: Mapping[str, Any], *, as_json: bool) -> None:
-    """One record: a line per field, or JSON."""
+    """One record: a line per field, what is nested below it and indented, or JSON."""
     if as_json:
         print_json(dict(fields))
         return
-    width = max(len(name) for name in fields)
+    for line in field_lines(fields):
+        typer.echo(line)
+
+
+def field_lines(fields: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of a record for people.
+
+    >>> list(field_lines({"id": "r1", "gate": {"verdict": "pass"}, "checks": [{"name": "kl", "ok": True}]}))
+    ['id      r1', 'gate', '  verdict  pass', 'checks', '  - name  kl', '    ok    true']
+    """
+    width = max((len(name) for name in fields), default=0)
     for name, value in fields.items():
-        typer.echo(f"{name:<{width}}  {_cell(value)}")
+        nested = list(_nested_lines(value))
+        yield name if nested else f"{name:<{width}}  {_cell(value)}"
+        yield from (f"  {line}" for line in nested)
+
+
+def _nested_lines(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from field_lines(value)
+    elif isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
+        for item in value:
+            yield from (f"{'  ' if n else '- '}{line}" for n, line in enumerate(field_lines(item)))
 
 
 def _cell(value: Any) -> str:
+    """One line of text; what a terminal would act on is escaped, since people and models wrote some of it."""
     if value is None:
         return "-"
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if isinstance(value, str) and value.isprintable() else json.dumps(value, default=str)
 
 
 def refuse(message: str) -> ConfigurationError:

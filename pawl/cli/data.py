@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,10 @@ from pawl.cli.context import (
     current_settings,
     print_fields,
     print_rows,
+    refuse,
 )
 from pawl.clock import now
-from pawl.database import open_database, require_current_schema, upgrade
+from pawl.database import open_database, upgrade
 from pawl.errors import NegativeVerdict
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
@@ -33,16 +35,15 @@ def register(app: typer.Typer) -> None:
 @db.command("upgrade")
 def db_upgrade() -> None:
     """Bring the schema to this version's. Safe to run twice, and from several processes at once."""
-    database = open_database(current_settings().database)
-    typer.echo(f"schema at {upgrade(database)}")
+    with closing(open_database(current_settings().database)) as database:
+        typer.echo(f"schema at {upgrade(database)}")
 
 
 @db.command("check")
 def db_check(as_json: JsonFlag = False) -> None:
     """Whether the database answers and its schema is this version's."""
-    database = open_database(current_settings().database)
-    require_current_schema(database)
-    url = database.engine.url.render_as_string(hide_password=True)
+    with current_database(current_settings()) as database:
+        url = database.engine.url.render_as_string(hide_password=True)
     print_fields({"database": url, "schema": "current"}, as_json=as_json)
 
 
@@ -109,5 +110,8 @@ def pairs_export(
         alias = chosen_alias(settings, model)
         found = load_pairs(database, alias)
         unpaired = unpaired_examples(database, alias) if layout == ExportFormat.KTO else ()
-    n_rows = write_export(out, found, unpaired, layout=ExportFormat(layout))
+    try:
+        n_rows = write_export(out, found, unpaired, layout=ExportFormat(layout))
+    except OSError as exc:
+        raise refuse(f"cannot write {out}: {exc.strerror}") from exc
     typer.echo(f"{n_rows} rows in {out}")

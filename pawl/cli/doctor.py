@@ -12,9 +12,9 @@ from typing import Literal
 
 import typer
 
-from pawl.cli.context import JsonFlag, config_path, current_settings, print_rows
-from pawl.database import WAL_SAFE_SINCE, open_database, require_current_schema
-from pawl.errors import NegativeVerdict, PawlError
+from pawl.cli.context import JsonFlag, config_path, current_database, current_settings, print_rows
+from pawl.database import WAL_SAFE_SINCE
+from pawl.errors import ConfigurationError, NegativeVerdict, Unreachable
 from pawl.settings import Settings
 
 State = Literal["ok", "note", "problem"]
@@ -65,13 +65,13 @@ def _sqlite(settings: Settings) -> Iterator[Finding]:
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
-    database = open_database(settings.database)
-    where = database.engine.url.render_as_string(hide_password=True)
     try:
-        require_current_schema(database)
-        yield Finding("database", "ok", where)
-    except PawlError as exc:
-        yield Finding("database", "problem", str(exc), "pawl db upgrade" if "schema" in str(exc) else "start it")
+        with current_database(settings) as database:
+            yield Finding("database", "ok", database.engine.url.render_as_string(hide_password=True))
+    except Unreachable as exc:
+        yield Finding("database", "problem", str(exc), "start it, or correct database.url")
+    except ConfigurationError as exc:
+        yield Finding("database", "problem", str(exc), "pawl db upgrade")
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

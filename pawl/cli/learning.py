@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,11 +52,11 @@ def retrain_run(
     from feedback.mining import mine_alias
     from feedback.store import load_pairs
     from retrain.pipeline import RoundInputs, RoundOptions, run_round
-    from retrain.progress import console_report
+    from retrain.progress import reporting
 
     settings = current_settings(quiet_logs=False)
     alias = chosen_alias(settings, model)
-    with current_database(settings) as database:
+    with current_database(settings) as database, reporting(sys.stderr) as report:
         mine_alias(database, alias, now())
         new, earlier = load_pairs(database, alias, used=False), load_pairs(database, alias, used=True)
         reason = why_not_due(database, settings, alias, len(new)) if if_due else None
@@ -67,7 +68,7 @@ def retrain_run(
             earlier=earlier,
             score_toxicity=toxicity_scorer(settings),
             open_canary=canary_opener(database, settings, alias),
-            report=console_report(),
+            report=report,
         )
         outcome = run_round(database, settings, alias, inputs, RoundOptions(cycle=cycle, force=force))
     shown = {"run": outcome.run_id, "status": outcome.status.value, "model": outcome.model, "reason": outcome.reason}
@@ -127,13 +128,17 @@ def open_rollout(database: Database, settings: Settings, alias: str, candidate: 
     from ab_testing.controller import start_rollout
     from ab_testing.experiment import Route
     from ab_testing.route_store import load_route
+    from pawl import leases
     from retrain import registry
 
-    registry.get_model(database, candidate)
+    owner = registry.get_model(database, candidate).alias
+    if owner != alias:
+        raise ConfigurationError(f"{candidate} is a version of {owner}, not of {alias}")
     if model_settings(settings, alias).experiment is not None:
         raise ConfigurationError(f"serving.models.{alias} has a fixed split: a rollout needs the alias to itself")
     route = load_route(database, alias) or Route(alias, 0, model_settings(settings, alias).champion)
-    rollout = start_rollout(database, settings.rollout, route, candidate, now=now())
+    epoch = leases.epoch_of(database, f"rollout/{alias}")
+    rollout = start_rollout(database, settings.rollout, route, candidate, now=now(), epoch=epoch)
     registry.set_state(database, candidate, registry.ModelState.CHALLENGER, now=now())
     return rollout.id
 
@@ -225,7 +230,7 @@ def models_promote(name: str) -> None:
 
     settings = current_settings()
     with current_database(settings) as database:
-        alias = get_model(database, name).alias
+        alias = chosen_alias(settings, get_model(database, name).alias)
         typer.echo(open_rollout(database, settings, alias, name))
 
 

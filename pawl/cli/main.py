@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import sqlalchemy as sa
 import typer
 
+from ab_testing.errors import ABTestingError
 from pawl.cli import data, doctor, learning, rollouts, servers
 from pawl.cli.context import remember_config
-from pawl.errors import PawlError
+from pawl.errors import ConfigurationError, PawlError, Unreachable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,14 +39,30 @@ def root(
 
 
 def main() -> None:
-    """Run a command. Exit codes: 0 done, 1 a negative verdict, 2 wrong use or configuration, 3 something unreachable."""
+    """Run the command that the program was started with."""
+    raise SystemExit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command. Exit codes: 0 done, 1 a negative verdict, 2 wrong use or configuration, 3 out of reach."""
     try:
-        app(args=config_first(sys.argv[1:]))
+        code = app(args=config_first(arguments), prog_name="pawl", standalone_mode=False)
+    except typer.TyperException as exc:
+        return _complain(exc.format_message(), exc.exit_code)
     except PawlError as exc:
-        typer.echo(f"pawl: {' '.join(str(exc).split())}", err=True)
-        raise SystemExit(exc.exit_code) from exc
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        return _complain(str(exc), exc.exit_code)
+    except ABTestingError as exc:
+        return _complain(str(exc), ConfigurationError.exit_code)
+    except sa.exc.DBAPIError as exc:
+        return _complain(f"the database failed: {str(exc.orig).strip().splitlines()[0]}", Unreachable.exit_code)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, exit_code: int) -> int:
+    """One line on standard error; none where the help is what was printed instead."""
+    if message:
+        typer.echo(f"pawl: {' '.join(message.split())}", err=True)
+    return exit_code
 
 
 def config_first(arguments: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from pawl.settings import Settings
 if TYPE_CHECKING:
     from ab_testing.controller import Action
     from ab_testing.experiment import Route
-    from ab_testing.rollout_store import Rollout
+    from ab_testing.rollout_store import DecisionRecord, Rollout
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Goes into the record.")]
@@ -102,8 +102,14 @@ def explain(
         return
     typer.echo(f"{found[0].id}: {found[0].candidate} against {found[0].champion}: {found[0].state.status}")
     for record in records:
-        at = datetime.fromtimestamp(record.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        typer.echo(f"  {at}  {record.verdict:<10} {record.weight:>6.0%}  {record.reason} [{record.actor}]")
+        typer.echo(f"  {decision_line(record)}")
+
+
+def decision_line(record: DecisionRecord) -> str:
+    """A decision in plain words; times are UTC."""
+    at = datetime.fromtimestamp(record.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    reason = " ".join(record.reason.split())
+    return f"{at}  {record.verdict:<9} {100 * record.weight:>5.3g}%  {reason} [{record.actor}]"
 
 
 def assignments(
@@ -123,7 +129,7 @@ def assignments(
 
 
 def current_route(database: Database, settings: Settings, alias: str) -> Route:
-    """The route in force: the fixed split of the configuration, else the routing table's, else the configured champion."""
+    """The route in force: a fixed split of the configuration, else the routing table's, else the configuration's."""
     from ab_testing.route_store import load_route
     from serving.routing import configured_route
 

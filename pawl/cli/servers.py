@@ -10,7 +10,6 @@ import typer
 
 from pawl.cli.context import current_database, current_settings
 from pawl.errors import ConfigurationError, NegativeVerdict
-from pawl.settings import Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -62,19 +61,26 @@ def worker() -> None:
 
 def up(
     model: Annotated[
-        str | None, typer.Option("--model", help="Directory or hub name; else MODEL, else the practice model.")
+        str | None, typer.Option("--model", help="Directory or hub name; else engine.model, else the practice model.")
     ] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Of the gateway.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Of the gateway; else serving.port.")] = None,
 ) -> None:
     """Run everything on this machine: engine, gateway and worker, as supervised processes with SQLite."""
-    from practice.stack import run_stack
+    from serving.stack import Stack, on_one_machine, run_until_signalled
 
-    run_stack(up_settings(), model=model or os.environ.get("MODEL") or None, port=port)
+    settings = current_settings(quiet_logs=False)
+    chosen = model or settings.engine.model
+    if chosen is None:
+        from practice.world import with_practice_model
 
+        settings = with_practice_model(settings, Path("var/practice"))
+    settings = on_one_machine(settings, chosen, port)
+    stack = Stack(settings, settings.state_dir / "up")
 
-def up_settings() -> Settings:
-    """The settings `pawl up` starts from."""
-    return current_settings(quiet_logs=False)
+    def announce() -> None:
+        typer.echo(f"ready: {stack.url}/v1 serves {', '.join(settings.serving.models)}; logs in {stack.directory}/logs")
+
+    run_until_signalled(stack, announce)
 
 
 def demo(

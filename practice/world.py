@@ -1,0 +1,128 @@
+"""The practice world as settings: everything `pawl up` and the demo need where no model is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pawl.settings import Settings
+from practice.model import PracticeModel, ensure_practice_model
+from practice.toxicity_checkpoint import ToxicityCheckpoint, ensure_toxicity_checkpoint
+
+ALIAS = "assistant"
+BASE_NAME = "practice-base"
+LORA_RANK = 16
+
+TRAINING: Mapping[str, Any] = {
+    "loss_weights": [1.0, 2.0],
+    "beta": 0.5,
+    "learning_rate": 8e-4,
+    "epochs": 2,
+    "batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "max_length": 512,
+    "lora_rank": LORA_RANK,
+    "lora_alpha": LORA_RANK,
+    "dtype": "float32",
+    "gradient_checkpointing": False,
+}
+"""For 1.8 million parameters; the defaults of the settings suit models a thousand times as large."""
+
+
+def prepare(root: Path, *, progress: bool) -> tuple[PracticeModel, ToxicityCheckpoint]:
+    """Train the practice model and its scorer under `root`, or find them there."""
+    return ensure_practice_model(root, progress=progress), ensure_toxicity_checkpoint(root, progress=progress)
+
+
+def engine_tree(model: PracticeModel, port: int) -> dict[str, Any]:
+    """`engine` settings for the practice model."""
+    return {
+        "model": str(model.path),
+        "served_name": BASE_NAME,
+        "port": port,
+        "max_lora_rank": LORA_RANK,
+        "max_loras": 3,
+        "max_cpu_loras": 16,
+        "max_model_len": 512,
+        "shutdown_timeout_s": 2,
+    }
+
+
+def scoring_tree(model: PracticeModel, scorer: ToxicityCheckpoint) -> dict[str, Any]:
+    """`worker.scoring` settings for the practice model."""
+    return {
+        "toxicity_checkpoint": str(scorer.checkpoint),
+        "toxicity_config_dir": str(scorer.config_dir),
+        "harmful_patterns": str(model.harmful_patterns),
+        "batch_size": 128,
+    }
+
+
+def retrain_tree(model: PracticeModel, directory: Path) -> dict[str, Any]:
+    """`retrain` settings for the practice model."""
+    return {
+        "base_model": str(model.path),
+        "adapters_dir": str(directory / "adapters"),
+        "runs_dir": str(directory / "runs"),
+        "min_pairs": 200,
+        "max_pairs": 1200,
+        "holdout_share": 0.15,
+        "original_preferences": str(model.original_preferences),
+        "harmful_probes": str(model.harmful_probes),
+        "benign_probes": str(model.benign_probes),
+        "training": dict(TRAINING),
+        "gate": {
+            "max_tokens": 48,
+            "samples_per_prompt": 2,
+            "preference_margin": 0.1,
+            "harmful_refusal_margin": 0.05,
+            "over_refusal_margin": 0.05,
+            "toxicity_margin": 0.05,
+        },
+    }
+
+
+def with_practice_model(settings: Settings, root: Path) -> Settings:
+    """Lay the practice model under settings that name no model; what they do say stays."""
+    model, scorer = prepare(root, progress=True)
+    tree = {
+        "engine": engine_tree(model, settings.engine.port),
+        "worker": {"scoring": scoring_tree(model, scorer)},
+        "retrain": retrain_tree(model, settings.state_dir),
+    }
+    return Settings.model_validate(_merged(tree, settings.model_dump(mode="json", exclude_unset=True)))
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def practice_settings(
+    model: PracticeModel,
+    scorer: ToxicityCheckpoint,
+    directory: Path,
+    *,
+    gateway_port: int,
+    engine_port: int,
+    metrics_port: int,
+    **sections: Any,
+) -> Settings:
+    """Settings of a whole stack on this machine; `sections` replace or add top-level ones."""
+    engine_url = f"http://127.0.0.1:{engine_port}"
+    tree = {
+        "database": {"url": f"sqlite:///{directory.absolute()}/pawl.db"},
+        "state_dir": str(directory / "state"),
+        "serving": {
+            "port": gateway_port,
+            "models": {ALIAS: {"engines": [engine_url], "champion": BASE_NAME}},
+        },
+        "engine": engine_tree(model, engine_port),
+        "worker": {"metrics_port": metrics_port, "scoring": scoring_tree(model, scorer)},
+        "retrain": retrain_tree(model, directory),
+    }
+    return Settings.model_validate(tree | sections)

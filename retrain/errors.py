@@ -1,0 +1,64 @@
+"""What can go wrong in a retraining round.
+
+RetrainError
+├── BadData             pairs, probes or preferences that cannot be used
+│   └── DataLeak        a prompt of the hold-out is in the training set
+├── PreflightFailed     the training set would not train what it should; the text says how many examples and why
+├── TrainingFailed      the training ended without usable weights
+├── BadAdapter          files that are not an adapter we serve, or not the ones that were sealed
+├── EvaluationFailed    something could not be measured
+├── PublishFailed       an engine refused an adapter, or serves something else under its name
+├── EngineUnreachable   an engine does not answer; exit code 3
+├── UnknownModel        no model of this name is registered, or it has no adapter
+└── RunConflict         another process took the run over, or the cycle has its run already
+"""
+
+from __future__ import annotations
+
+from pawl.errors import PawlError, Unreachable
+
+
+class RetrainError(PawlError):
+    """Base of this package's errors."""
+
+
+class BadData(RetrainError):
+    """Input that cannot be read as what it should be."""
+
+
+class DataLeak(BadData):
+    """The hold-out would not be held out."""
+
+
+class PreflightFailed(RetrainError):
+    """The tokenised training set has problems that must be fixed first."""
+
+
+class TrainingFailed(RetrainError):
+    """No usable adapter came out."""
+
+
+class BadAdapter(RetrainError):
+    """An adapter that must not be served."""
+
+
+class EvaluationFailed(RetrainError):
+    """A measurement could not be taken."""
+
+
+class PublishFailed(RetrainError):
+    """An adapter is not being served as it should."""
+
+
+class EngineUnreachable(RetrainError, Unreachable):
+    """An engine does not answer, or not in time."""
+
+    exit_code = 3
+
+
+class UnknownModel(RetrainError):
+    """A model name that the registry cannot resolve."""
+
+
+class RunConflict(RetrainError):
+    """Two processes, or two runs, where there may be one."""

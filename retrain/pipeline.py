@@ -1,0 +1,482 @@
+"""One retraining round: mine, build, preflight, train, evaluate, gate, publish, canary.
+
+Each step leaves a directory under the run's own, with a manifest written last. A round that was killed is run again
+with the same cycle and goes on at the step it was in; steps that finished are not repeated. The candidate is loaded
+into the engines before it is evaluated, so that what is judged is what would be served, but nothing is routed to it
+before the gate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from feedback.pairs import PreferencePair
+from pawl import clock
+from pawl.clock import Clock
+from pawl.database import Database
+from pawl.errors import ConfigurationError, PawlError
+from pawl.settings import MixSettings, Settings
+from retrain import dpo, preflight, registry
+from retrain.adapters import Adapter, Provenance, base_fingerprint, seal, verify_adapter
+from retrain.dataset import (
+    Mixed,
+    Origin,
+    TrainingExample,
+    canonical_json,
+    check_no_leak,
+    dataset_manifest,
+    drop_leaks,
+    example_of,
+    is_plain_text,
+    mix,
+    parse_originals,
+    split_holdout,
+    swap_preferences,
+)
+from retrain.errors import PreflightFailed
+from retrain.evaluation import (
+    Contender,
+    EvaluationPlan,
+    ProbeSets,
+    ScoreToxicity,
+    evaluate,
+    holdout_probes,
+    load_probes,
+)
+from retrain.gate import Verdict, judge, report_as_dict
+from retrain.measurements import from_json, to_json
+from retrain.progress import Report, ignore
+from retrain.publish import Engine, load_verified, unload_everywhere
+from retrain.registry import Model, ModelState, Run, RunStatus
+from retrain.steps import Manifest, done, once
+
+OpenCanary = Callable[[str], str | None]
+"""Given the candidate's name, open a rollout for it and return its id."""
+
+_STATUS = {
+    Verdict.PASS: RunStatus.PASSED,
+    Verdict.FAIL: RunStatus.FAILED,
+    Verdict.CANNOT_TELL: RunStatus.CANNOT_TELL,
+}
+
+
+@dataclass(frozen=True)
+class RoundOptions:
+    """What one round does differently from the settings. Everything here is recorded in the run."""
+
+    cycle: str | None = None
+    """What the round is for; this ISO week without it. An alias has one run per cycle."""
+    force: bool = False
+    """Train on fewer pairs than `retrain.min_pairs`."""
+    mix: MixSettings | None = None
+    parent: str | None = None
+    """A registered model, or the base, instead of the champion."""
+    swap_preferences: bool = False
+    """Train on the opposite of what people preferred: a drill that must end in a refusal or a rollback."""
+    publish_despite_gate: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RoundInputs:
+    """What a round works with besides the settings."""
+
+    new: Sequence[PreferencePair]
+    """Pairs no promoted model has learned from."""
+    earlier: Sequence[PreferencePair] = ()
+    score_toxicity: ScoreToxicity | None = None
+    """Without it toxicity is not measured, and the gate says no."""
+    open_canary: OpenCanary | None = None
+    report: Report = ignore
+    now: Clock = field(default=clock.now)
+    epoch: int = 0
+    """The lease epoch of this process."""
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a round ended."""
+
+    run_id: str
+    status: RunStatus
+    model: str | None
+    """The candidate's name, once there is one."""
+    parent: str
+    directory: Path
+    new_pair_ids: tuple[str, ...]
+    """New pairs that were trained on."""
+    gate: Mapping[str, Any] | None
+    """The gate's report, as `gate.report_as_dict` writes it."""
+    rollout_id: str | None
+    reason: str
+
+
+def run_round(
+    database: Database, settings: Settings, alias: str, inputs: RoundInputs, options: RoundOptions | None = None
+) -> RunOutcome:
+    """Train a candidate from the feedback, judge it, and publish it if it passes.
+
+    Calling it again for the same cycle resumes the run, or returns its outcome once it has one.
+
+    Raises:
+        PawlError: a step failed; the run is marked so and can be resumed.
+    """
+    chosen = options or RoundOptions()
+    resolve_base(settings, alias)
+    cycle = chosen.cycle or iso_week(inputs.now())
+    run = registry.find_run(database, alias, cycle)
+    if run is None:
+        run = registry.create_run(database, alias, cycle, epoch=inputs.epoch, now=inputs.now())
+    elif not run.status.is_final:
+        run = registry.adopt_run(database, run, epoch=inputs.epoch, now=inputs.now())
+    return _Round(database, settings, run, inputs, chosen).go()
+
+
+def iso_week(at: float) -> str:
+    """The default name of a cycle.
+
+    >>> iso_week(0.0)
+    '1970-W01'
+    """
+    year, week, _ = datetime.fromtimestamp(at, UTC).isocalendar()
+    return f"{year}-W{week:02d}"
+
+
+def resolve_base(settings: Settings, alias: str) -> tuple[str, str]:
+    """What to train on, and the name the engines serve it by.
+
+    Raises:
+        ConfigurationError: the alias or the base model is not configured.
+    """
+    if alias not in settings.serving.models:
+        raise ConfigurationError(f"serving.models has no {alias!r}")
+    base = settings.retrain.base_model or settings.engine.model
+    if base is None:
+        raise ConfigurationError("retrain.base_model is not set, and neither is engine.model")
+    return str(base), settings.engine.served_name or settings.serving.models[alias].champion
+
+
+class _Round:
+    """One run and everything its steps share; the steps are methods in the order they happen."""
+
+    def __init__(
+        self, database: Database, settings: Settings, run: Run, inputs: RoundInputs, options: RoundOptions
+    ) -> None:
+        self.database = database
+        self.settings = settings
+        self.retrain = settings.retrain
+        self.run = run
+        self.inputs = inputs
+        self.options = options
+        self.base, self.base_served = resolve_base(settings, run.alias)
+        self.directory = self.retrain.runs_dir.absolute() / run.id
+        self.candidate: str | None = None
+
+    def go(self) -> RunOutcome:
+        if self.run.status.is_final:
+            return self._outcome(self.run.status)
+        try:
+            return self._steps()
+        except PawlError as exc:
+            self._record(self.run.step, RunStatus.ERROR, {"error": str(exc)})
+            raise
+        except Exception as exc:
+            self._record(self.run.step, RunStatus.ERROR, {"error": f"{type(exc).__name__}: {exc}"})
+            raise
+
+    def _steps(self) -> RunOutcome:
+        mined = self._once("mine", self._mine)
+        if mined["is_too_few"]:
+            return self._finish(RunStatus.SKIPPED)
+        self._once("build", self._build)
+        self._once("preflight", self._preflight)
+        trained = self._once("train", self._train)
+        adapter = self._register(mined, trained)
+        with self._engines() as engines:
+            if done(self.directory / "evaluate") is None:
+                self._enter("load")
+                self._load(engines, mined, adapter)
+            self._once("evaluate", self._evaluate)
+            gate = self._once("gate", self._gate)
+            if not gate["is_published"]:
+                return self._reject(engines, gate)
+            self._once("publish", lambda _: self._publish(engines, adapter))
+        self._once("canary", lambda _: self._canary(adapter))
+        return self._finish(_STATUS[Verdict(gate["report"]["verdict"])])
+
+    def _mine(self, directory: Path) -> Manifest:
+        """Freeze the pairs and the parent, so that a resumed run works with the same ones."""
+        _write_lines(directory / "new.jsonl", self.inputs.new)
+        _write_lines(directory / "earlier.jsonl", self.inputs.earlier)
+        n_new = len(self.inputs.new)
+        return {
+            "n_new": n_new,
+            "n_earlier": len(self.inputs.earlier),
+            "is_too_few": n_new < self.retrain.min_pairs and not self.options.force,
+            "min_pairs": self.retrain.min_pairs,
+            **self._parent(),
+            "options": {**asdict(replace(self.options, mix=None)), "mix": self._mix().model_dump()},
+        }
+
+    def _build(self, directory: Path) -> Manifest:
+        """Split off the hold-out and draw the training set."""
+        new, earlier = self._pairs("new"), self._pairs("earlier")
+        texts = [pair for pair in (*new, *earlier) if is_plain_text(pair)]
+        split = split_holdout(texts, self.retrain.holdout_share, self.retrain.seed)
+        is_new = {pair.id for pair in new}
+        mined = [example_of(p, Origin.NEW if p.id in is_new else Origin.EARLIER) for p in split.training]
+        originals = drop_leaks(self._originals(), split.holdout)
+        shares = {Origin(name): share for name, share in self._mix().model_dump().items()}
+        mixed = mix([*mined, *originals], shares, max_pairs=self.retrain.max_pairs, seed=self.retrain.seed)
+        if self.options.swap_preferences:
+            mixed = Mixed(swap_preferences(mixed.examples), mixed.counts, mixed.shortfalls)
+        check_no_leak(mixed.examples, split.holdout)
+        _write_lines(directory / "training.jsonl", mixed.examples)
+        _write_lines(directory / "holdout.jsonl", split.holdout)
+        manifest = dataset_manifest(
+            mixed, split.holdout, seed=self.retrain.seed, shares=shares, is_swapped=self.options.swap_preferences
+        )
+        left_out = {
+            "not_plain_text": len(new) + len(earlier) - len(texts),
+            "users_of_both_sides": split.n_mixed_users,
+            "prompt_in_holdout": split.n_shared_prompts,
+            "original_prompt_in_holdout": len(self._originals()) - len(originals),
+        }
+        return {**manifest, "left_out": left_out}
+
+    def _preflight(self, _directory: Path) -> Manifest:
+        encoder = preflight.encoder_of(AutoTokenizer.from_pretrained(self.base))
+        report = preflight.check(self._examples(), encoder, max_length=self.retrain.training.max_length)
+        if report.problems:
+            raise PreflightFailed("; ".join(report.problems))
+        return asdict(report)
+
+    def _train(self, directory: Path) -> Manifest:
+        mined = self._manifest("mine")
+        parent = Path(mined["parent_path"]) if mined["parent_path"] else None
+        if parent is not None:
+            verify_adapter(parent, self.settings.engine.max_lora_rank)
+        run = dpo.DPORun(
+            base_model=self.base,
+            serving_base=self.settings.engine.model or self.base,
+            parent_adapter=parent,
+            output_dir=directory,
+            training=self.retrain.training,
+            seed=self.retrain.seed,
+        )
+        result = dpo.train(run, self._examples(), self.inputs.report)
+        adapter = seal(
+            result.adapter_dir,
+            self.retrain.adapters_dir,
+            base_served=self.base_served,
+            run_number=self.run.number,
+            max_rank=self.settings.engine.max_lora_rank,
+            provenance=Provenance(
+                base=run.serving_base,
+                base_sha=base_fingerprint(self.base),
+                parent=mined["parent"],
+                run=self.run.id,
+                dataset_sha=self._manifest("build")["sha256"],
+                libraries=result.libraries,
+            ),
+        )
+        trained = {**asdict(result), "adapter_dir": str(result.adapter_dir)}
+        return {"run": dpo.describe(run), "result": trained, "model": adapter.name, "path": str(adapter.path)}
+
+    def _register(self, mined: Manifest, trained: Manifest) -> Adapter:
+        adapter = verify_adapter(Path(trained["path"]), self.settings.engine.max_lora_rank)
+        self.candidate = adapter.name
+        now = self.inputs.now()
+        registry.register_model(
+            self.database,
+            Model(
+                name=adapter.name,
+                alias=self.run.alias,
+                base=self.base_served,
+                parent=mined["parent"],
+                run_id=self.run.id,
+                path=str(adapter.path),
+                sha256=adapter.sha256,
+                dataset_sha=str(adapter.manifest["dataset_sha"]),
+                state=ModelState.CANDIDATE,
+                manifest=adapter.manifest,
+                created_at=now,
+                updated_at=now,
+            ),
+        )
+        return adapter
+
+    def _load(self, engines: Sequence[Engine], mined: Manifest, adapter: Adapter) -> None:
+        """Put both contenders into the engines; the parent may be missing from one that was restarted."""
+        if mined["parent_path"]:
+            load_verified(engines, mined["parent"], Path(mined["parent_path"]), self.base_served)
+        load_verified(engines, adapter.name, adapter.path, self.base_served)
+
+    def _evaluate(self, directory: Path) -> Manifest:
+        mined, trained = self._manifest("mine"), self._manifest("train")
+        holdout = self._holdout()
+        parent = Contender(mined["parent"], Path(mined["parent_path"]) if mined["parent_path"] else None)
+        plan = EvaluationPlan(
+            base_model=self.base,
+            parent=parent,
+            candidate=Contender(trained["model"], Path(trained["path"])),
+            engine_url=self.settings.serving.models[self.run.alias].engines[0],
+            probes=self._probes(holdout),
+            dtype=self.retrain.training.dtype,
+            max_length=self.retrain.training.max_length,
+            batch_size=self.retrain.training.batch_size,
+            toxicity_threshold=self.settings.worker.scoring.toxicity_threshold,
+            gate=self.retrain.gate,
+            seed=self.retrain.seed,
+        )
+        found = evaluate(plan, holdout, self.inputs.score_toxicity)
+        _write_lines(directory / "answers.jsonl", found.answers)
+        (directory / "measurements.json").write_text(to_json(found.measurements))
+        return {"n_answers": len(found.answers), "n_holdout": len(holdout)}
+
+    def _gate(self, _directory: Path) -> Manifest:
+        measurements = from_json((self.directory / "evaluate" / "measurements.json").read_text())
+        report = judge(measurements, self.retrain.gate)
+        passed = report.verdict == Verdict.PASS
+        overruled = self.options.publish_despite_gate and not passed
+        return {"report": report_as_dict(report), "is_published": passed or overruled, "is_overruled": overruled}
+
+    def _publish(self, engines: Sequence[Engine], adapter: Adapter) -> Manifest:
+        """Again, on every replica: one may have been restarted since the evaluation."""
+        load_verified(engines, adapter.name, adapter.path, self.base_served)
+        return {"model": adapter.name, "engines": [engine.url for engine in engines]}
+
+    def _canary(self, adapter: Adapter) -> Manifest:
+        rollout = self.inputs.open_canary(adapter.name) if self.inputs.open_canary else None
+        if rollout is not None:
+            registry.set_state(self.database, adapter.name, ModelState.CHALLENGER, now=self.inputs.now())
+        return {"rollout_id": rollout}
+
+    def _reject(self, engines: Sequence[Engine], gate: Manifest) -> RunOutcome:
+        name = self._manifest("train")["model"]
+        registry.set_state(self.database, name, ModelState.REJECTED, now=self.inputs.now())
+        unload_everywhere(engines, name)
+        return self._finish(_STATUS[Verdict(gate["report"]["verdict"])])
+
+    def _parent(self) -> dict[str, str | None]:
+        """The model to continue: the one asked for, else the champion, else the base."""
+        asked = self.options.parent
+        if asked == self.base_served:
+            return {"parent": self.base_served, "parent_path": None}
+        model = registry.get_model(self.database, asked) if asked else registry.promoted(self.database, self.run.alias)
+        if model is None:
+            return {"parent": self.base_served, "parent_path": None}
+        return {"parent": model.name, "parent_path": model.path}
+
+    def _mix(self) -> MixSettings:
+        return self.options.mix or self.retrain.mix
+
+    def _originals(self) -> list[TrainingExample]:
+        path = self.retrain.original_preferences
+        return parse_originals(path.read_text().splitlines()) if path else []
+
+    def _probes(self, holdout: Sequence[PreferencePair]) -> ProbeSets:
+        limit = self.retrain.gate.max_prompts
+        harmful, benign = self.retrain.harmful_probes, self.retrain.benign_probes
+        return ProbeSets(
+            harmful=load_probes(harmful, limit) if harmful else (),
+            benign=load_probes(benign, limit) if benign else (),
+            holdout=holdout_probes(holdout, limit),
+        )
+
+    def _pairs(self, name: str) -> list[PreferencePair]:
+        return [_pair(row) for row in _read_lines(self.directory / "mine" / f"{name}.jsonl")]
+
+    def _holdout(self) -> list[PreferencePair]:
+        return [_pair(row) for row in _read_lines(self.directory / "build" / "holdout.jsonl")]
+
+    def _examples(self) -> list[TrainingExample]:
+        return [_example(row) for row in _read_lines(self.directory / "build" / "training.jsonl")]
+
+    @contextmanager
+    def _engines(self) -> Iterator[list[Engine]]:
+        engines = [Engine(url) for url in self.settings.serving.models[self.run.alias].engines]
+        try:
+            yield engines
+        finally:
+            for engine in engines:
+                engine.close()
+
+    def _once(self, name: str, work: Callable[[Path], Manifest]) -> Manifest:
+        self._enter(name)
+        return once(self.directory / name, work)
+
+    def _enter(self, step: str) -> None:
+        self._record(step, RunStatus.RUNNING, {"note": self.options.note})
+
+    def _manifest(self, step: str) -> Manifest:
+        return done(self.directory / step) or {}
+
+    def _record(self, step: str, status: RunStatus, detail: Mapping[str, Any]) -> None:
+        self.run = registry.update_run(
+            self.database, self.run, now=self.inputs.now(), step=step, status=status, detail=detail
+        )
+
+    def _finish(self, status: RunStatus) -> RunOutcome:
+        outcome = self._outcome(status)
+        detail = {
+            "error": None,
+            "model": outcome.model,
+            "parent": outcome.parent,
+            "gate": outcome.gate,
+            "rollout_id": outcome.rollout_id,
+            "reason": outcome.reason,
+            "new_pair_ids": list(outcome.new_pair_ids),
+        }
+        self._record(self.run.step, status, detail)
+        return outcome
+
+    def _outcome(self, status: RunStatus) -> RunOutcome:
+        mined, gate = self._manifest("mine"), self._manifest("gate")
+        built = set(self._manifest("build").get("pair_ids", ()))
+        report = gate.get("report")
+        return RunOutcome(
+            run_id=self.run.id,
+            status=status,
+            model=self._manifest("train").get("model"),
+            parent=str(mined.get("parent", "")),
+            directory=self.directory,
+            new_pair_ids=tuple(pair.id for pair in self._pairs("new") if pair.id in built),
+            gate=report,
+            rollout_id=self._manifest("canary").get("rollout_id"),
+            reason=_reason(status, mined, gate),
+        )
+
+
+def _reason(status: RunStatus, mined: Manifest, gate: Manifest) -> str:
+    if status == RunStatus.SKIPPED:
+        return f"{mined['n_new']} new pairs are too few to train on; {mined['min_pairs']} are needed"
+    reasons = "; ".join(gate.get("report", {}).get("reasons", ()))
+    if gate.get("is_overruled"):
+        return f"published against the gate: {reasons}"
+    return reasons or "every check passed"
+
+
+def _write_lines(path: Path, records: Sequence[Any]) -> None:
+    path.write_text("".join(canonical_json(asdict(record)) + "\n" for record in records))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _pair(row: Mapping[str, Any]) -> PreferencePair:
+    tuples = {name: tuple(row[name]) for name in ("prompt", "principals", "models")}
+    return PreferencePair(**{**row, **tuples})
+
+
+def _example(row: Mapping[str, Any]) -> TrainingExample:
+    return TrainingExample(**{**row, "origin": Origin(row["origin"]), "prompt": tuple(row["prompt"])})

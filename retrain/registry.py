@@ -1,0 +1,243 @@
+"""Runs and models in the shared database; every query on those two tables is here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+
+from pawl.database import Database
+from pawl.schema import models, runs
+from retrain.errors import RunConflict, UnknownModel
+
+
+class RunStatus(StrEnum):
+    """How a run stands."""
+
+    RUNNING = "running"
+    PASSED = "passed"
+    FAILED = "failed"
+    """The gate said no."""
+    CANNOT_TELL = "cannot_tell"
+    SKIPPED = "skipped"
+    """Too little new feedback to train on."""
+    ERROR = "error"
+    """A step broke; the next attempt resumes there."""
+
+    @property
+    def is_final(self) -> bool:
+        return self not in {RunStatus.RUNNING, RunStatus.ERROR}
+
+
+class ModelState(StrEnum):
+    """Where a model is in its life."""
+
+    CANDIDATE = "candidate"
+    REJECTED = "rejected"
+    CHALLENGER = "challenger"
+    CHAMPION = "champion"
+    RETIRED = "retired"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One retraining round."""
+
+    id: str
+    alias: str
+    cycle: str
+    """What the round is for, such as a week; an alias has one run per cycle."""
+    status: RunStatus
+    step: str
+    detail: Mapping[str, Any]
+    epoch: int
+    """The lease epoch of the process that works on it; an older holder's writes are refused."""
+    created_at: float
+    updated_at: float
+
+    @property
+    def number(self) -> int:
+        return int(self.id.removeprefix("r"))
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model version: a base, or an adapter on it."""
+
+    name: str
+    alias: str
+    base: str
+    parent: str | None
+    run_id: str | None
+    path: str | None
+    """The adapter's directory; None for a base model."""
+    sha256: str | None
+    dataset_sha: str | None
+    state: ModelState
+    manifest: Mapping[str, Any]
+    created_at: float
+    updated_at: float
+
+
+def create_run(database: Database, alias: str, cycle: str, *, epoch: int, now: float) -> Run:
+    """Start the run of this cycle.
+
+    Raises:
+        RunConflict: the cycle has its run already.
+    """
+    with database.write() as connection:
+        known = connection.execute(sa.select(runs.c.id)).scalars()
+        number = 1 + max((int(run_id.removeprefix("r")) for run_id in known), default=0)
+        run = Run(f"r{number:04d}", alias, cycle, RunStatus.RUNNING, "", {}, epoch, now, now)
+        if not database.insert_new(connection, runs, [_row(run, "detail")]):
+            raise RunConflict(f"{alias} already has a run for cycle {cycle}")
+    return run
+
+
+def find_run(database: Database, alias: str, cycle: str) -> Run | None:
+    """The run of this cycle, if it was started."""
+    query = sa.select(runs).where(runs.c.alias == alias, runs.c.cycle == cycle)
+    with database.read() as connection:
+        row = connection.execute(query).mappings().first()
+    return _run(row) if row else None
+
+
+def get_run(database: Database, run_id: str) -> Run:
+    """One run.
+
+    Raises:
+        UnknownModel: there is none of this id.
+    """
+    with database.read() as connection:
+        row = connection.execute(sa.select(runs).where(runs.c.id == run_id)).mappings().first()
+    if row is None:
+        raise UnknownModel(f"there is no run {run_id}")
+    return _run(row)
+
+
+def list_runs(database: Database, alias: str | None = None) -> list[Run]:
+    """Runs, newest first."""
+    query = sa.select(runs).order_by(runs.c.created_at.desc(), runs.c.id.desc())
+    if alias is not None:
+        query = query.where(runs.c.alias == alias)
+    with database.read() as connection:
+        return [_run(row) for row in connection.execute(query).mappings()]
+
+
+def adopt_run(database: Database, run: Run, *, epoch: int, now: float) -> Run:
+    """Take over a run that another process left.
+
+    Raises:
+        RunConflict: a holder with a newer lease works on it.
+    """
+    changes = {"epoch": epoch, "status": str(RunStatus.RUNNING), "updated_at": now}
+    with database.write() as connection:
+        update = sa.update(runs).where(runs.c.id == run.id, runs.c.epoch <= epoch).values(**changes)
+        if connection.execute(update).rowcount != 1:
+            raise RunConflict(f"run {run.id} belongs to a process with a newer lease")
+    return get_run(database, run.id)
+
+
+def update_run(
+    database: Database, run: Run, *, now: float, step: str, status: RunStatus, detail: Mapping[str, Any]
+) -> Run:
+    """Record progress; entries of `detail` are laid over those that are there.
+
+    Raises:
+        RunConflict: another process took the run over.
+    """
+    with database.write() as connection:
+        mine = sa.and_(runs.c.id == run.id, runs.c.epoch == run.epoch)
+        stored = connection.execute(sa.select(runs.c.detail).where(mine)).scalar_one_or_none()
+        if stored is None:
+            raise RunConflict(f"another process took run {run.id} over")
+        merged = json.dumps({**json.loads(stored), **detail}, sort_keys=True, allow_nan=False)
+        changes = {"step": step, "status": str(status), "detail": merged, "updated_at": now}
+        connection.execute(sa.update(runs).where(mine).values(**changes))
+    return get_run(database, run.id)
+
+
+def register_model(database: Database, model: Model) -> None:
+    """Add a model; one that is there stays as it is."""
+    with database.write() as connection:
+        database.insert_new(connection, models, [_row(model, "manifest")])
+
+
+def get_model(database: Database, name: str) -> Model:
+    """One model.
+
+    Raises:
+        UnknownModel: there is none of this name.
+    """
+    with database.read() as connection:
+        row = connection.execute(sa.select(models).where(models.c.name == name)).mappings().first()
+    if row is None:
+        raise UnknownModel(f"no model is registered as {name}")
+    return _model(row)
+
+
+def list_models(database: Database, alias: str, state: ModelState | None = None) -> list[Model]:
+    """An alias's models, newest first."""
+    query = sa.select(models).where(models.c.alias == alias).order_by(models.c.created_at.desc(), models.c.name)
+    if state is not None:
+        query = query.where(models.c.state == str(state))
+    with database.read() as connection:
+        return [_model(row) for row in connection.execute(query).mappings()]
+
+
+def set_state(database: Database, name: str, state: ModelState, *, now: float) -> None:
+    """Move a model on in its life; a new champion retires the old one in the same transaction.
+
+    Raises:
+        UnknownModel: there is none of this name.
+    """
+    with database.write() as connection:
+        alias = connection.execute(sa.select(models.c.alias).where(models.c.name == name)).scalar_one_or_none()
+        if alias is None:
+            raise UnknownModel(f"no model is registered as {name}")
+        if state == ModelState.CHAMPION:
+            old = sa.and_(models.c.alias == alias, models.c.state == str(state), models.c.name != name)
+            connection.execute(sa.update(models).where(old).values(state=str(ModelState.RETIRED), updated_at=now))
+        connection.execute(sa.update(models).where(models.c.name == name).values(state=str(state), updated_at=now))
+
+
+def promoted(database: Database, alias: str) -> Model | None:
+    """The alias's champion: the only model that may become a parent by itself."""
+    return next(iter(list_models(database, alias, ModelState.CHAMPION)), None)
+
+
+def lineage(database: Database, name: str) -> list[Model]:
+    """The model and its ancestors that are registered, youngest first.
+
+    Raises:
+        UnknownModel: there is none of this name.
+    """
+    found = [get_model(database, name)]
+    while (parent := found[-1].parent) is not None and parent not in {model.name for model in found}:
+        try:
+            found.append(get_model(database, parent))
+        except UnknownModel:
+            break
+    return found
+
+
+def _row(record: Run | Model, json_field: str) -> dict[str, Any]:
+    row = {field.name: getattr(record, field.name) for field in fields(record)}
+    enums = {name: str(value) for name, value in row.items() if isinstance(value, StrEnum)}
+    return {**row, **enums, json_field: json.dumps(row[json_field], sort_keys=True, allow_nan=False)}
+
+
+def _run(row: sa.RowMapping) -> Run:
+    return Run(**{**_plain(row), "status": RunStatus(row["status"]), "detail": json.loads(row["detail"])})
+
+
+def _model(row: sa.RowMapping) -> Model:
+    return Model(**{**_plain(row), "state": ModelState(row["state"]), "manifest": json.loads(row["manifest"])})
+
+
+def _plain(row: sa.RowMapping) -> dict[str, Any]:
+    return {str(name): value for name, value in row.items()}

@@ -1,0 +1,184 @@
+"""Promises of the hold-out and the mix."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feedback.pairs import PreferencePair
+from retrain.dataset import (
+    Mixed,
+    Origin,
+    TrainingExample,
+    apportion,
+    check_no_leak,
+    dataset_manifest,
+    drop_leaks,
+    example_of,
+    is_held_out,
+    is_plain_text,
+    mix,
+    parse_originals,
+    prompt_key,
+    split_holdout,
+    swap_preferences,
+)
+from retrain.errors import BadData, DataLeak
+from tests.retrain.tiny_model import make_pair
+
+SHARES = {Origin.NEW: 0.5, Origin.ORIGINAL: 0.3, Origin.EARLIER: 0.2}
+seeds = st.integers(0, 10_000)
+
+
+def examples(origin: Origin, count: int, start: int = 0) -> list[TrainingExample]:
+    return [example_of(make_pair(number), origin) for number in range(start, start + count)]
+
+
+def pool(new: int, original: int, earlier: int) -> list[TrainingExample]:
+    return [
+        *examples(Origin.NEW, new),
+        *examples(Origin.ORIGINAL, original, 1_000),
+        *examples(Origin.EARLIER, earlier, 2_000),
+    ]
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> list[PreferencePair]:
+    """Pairs of a few users who ask a few prompts, some pairs made by several users."""
+    rows = draw(
+        st.lists(st.tuples(st.sets(st.integers(0, 12), min_size=1, max_size=3), st.integers(0, 30)), max_size=40)
+    )
+    return [
+        replace(make_pair(index, text=f"prompt {prompt}"), principals=tuple(sorted(f"k/{user}" for user in users)))
+        for index, (users, prompt) in enumerate(rows)
+    ]
+
+
+@given(crowds(), st.floats(0.01, 0.49), seeds)
+def test_no_user_and_no_prompt_is_on_both_sides(pairs: list[PreferencePair], share: float, seed: int) -> None:
+    split = split_holdout(pairs, share, seed)
+    users = [{who for pair in side for who in pair.principals} for side in (split.training, split.holdout)]
+    prompts = [{prompt_key(pair.prompt) for pair in side} for side in (split.training, split.holdout)]
+    assert users[0].isdisjoint(users[1])
+    assert prompts[0].isdisjoint(prompts[1])
+    n_kept = len(split.training) + len(split.holdout)
+    assert n_kept + split.n_mixed_users + split.n_shared_prompts == len(pairs)
+
+
+@given(crowds(), seeds)
+def test_more_pairs_never_move_a_user_to_the_other_side(pairs: list[PreferencePair], seed: int) -> None:
+    half = split_holdout(pairs[::2], 0.3, seed)
+    whole = split_holdout(pairs, 0.3, seed)
+    assert {pair.id for pair in half.holdout} <= {pair.id for pair in whole.holdout}
+
+
+def test_the_held_out_share_of_users_is_about_what_was_asked() -> None:
+    held = sum(is_held_out(f"key/user-{number}", 0.1, seed=5) for number in range(20_000))
+    assert 0.09 < held / 20_000 < 0.11
+
+
+def test_a_shared_prompt_is_a_leak() -> None:
+    holdout = [make_pair(0, text="what is tea")]
+    leaking = [example_of(make_pair(1, text="what is tea"), Origin.ORIGINAL), example_of(make_pair(2), Origin.NEW)]
+    with pytest.raises(DataLeak, match="1 training examples"):
+        check_no_leak(leaking, holdout)
+    assert drop_leaks(leaking, holdout) == leaking[1:]
+    check_no_leak(drop_leaks(leaking, holdout), holdout)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, 5000))
+def test_apportioned_counts_sum_up_and_stay_within_one_of_the_share(shares: list[float], total: int) -> None:
+    counts = apportion(shares, total)
+    if sum(shares) < 1e-6:
+        return
+    assert sum(counts) == total
+    assert all(abs(count - share / sum(shares) * total) < 1 for count, share in zip(counts, shares, strict=True))
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.integers(1, 200), seeds)
+def test_the_mix_never_repeats_never_overdraws_and_says_what_is_missing(
+    new: int, original: int, earlier: int, max_pairs: int, seed: int
+) -> None:
+    available = {Origin.NEW: new, Origin.ORIGINAL: original, Origin.EARLIER: earlier}
+    mixed = mix(pool(new, original, earlier), SHARES, max_pairs=max_pairs, seed=seed)
+    ids = [example.pair_id for example in mixed.examples]
+    assert len(ids) == len(set(ids)) == sum(mixed.counts.values()) <= max_pairs
+    wanted = {origin: mixed.counts[origin] + mixed.shortfalls.get(origin, 0) for origin in Origin}
+    assert sum(wanted.values()) == min(max_pairs, 2 * new)
+    for origin in Origin:
+        assert mixed.counts[origin] <= available[origin]
+        assert abs(wanted[origin] - SHARES[origin] * sum(wanted.values())) < 1
+        assert origin not in mixed.shortfalls or mixed.counts[origin] == available[origin]
+
+
+@given(seeds, st.randoms(use_true_random=False))
+def test_the_order_of_the_input_does_not_matter(seed: int, rng: random.Random) -> None:
+    given_examples = pool(20, 20, 20)
+    shuffled = rng.sample(given_examples, len(given_examples))
+    assert mix(given_examples, SHARES, max_pairs=30, seed=seed) == mix(shuffled, SHARES, max_pairs=30, seed=seed)
+
+
+def test_the_first_round_has_no_earlier_pairs_and_is_smaller_for_it() -> None:
+    mixed = mix(pool(50, 100, 0), SHARES, max_pairs=1000, seed=0)
+    assert mixed.counts == {Origin.NEW: 50, Origin.ORIGINAL: 30, Origin.EARLIER: 0}
+    assert mixed.shortfalls == {Origin.EARLIER: 20}
+
+
+def test_a_mix_of_new_pairs_alone_takes_them_all() -> None:
+    mixed = mix(pool(50, 100, 10), {Origin.NEW: 1.0}, max_pairs=1000, seed=0)
+    assert mixed.counts == {Origin.NEW: 50, Origin.ORIGINAL: 0, Origin.EARLIER: 0}
+    assert not mixed.shortfalls
+
+
+def manifest_bytes(mixed: Mixed, *, is_swapped: bool = False) -> str:
+    return json.dumps(dataset_manifest(mixed, [make_pair(900)], seed=1, shares=SHARES, is_swapped=is_swapped))
+
+
+def test_the_manifest_is_the_same_for_the_same_inputs_and_another_for_others() -> None:
+    mixed = mix(pool(20, 20, 20), SHARES, max_pairs=30, seed=1)
+    again = mix(pool(20, 20, 20)[::-1], SHARES, max_pairs=30, seed=1)
+    other = mix(pool(20, 20, 20), SHARES, max_pairs=30, seed=2)
+    assert manifest_bytes(mixed) == manifest_bytes(again) != manifest_bytes(other)
+    manifest = json.loads(manifest_bytes(mixed))
+    assert manifest["by_origin"] == {"new": 15, "original": 9, "earlier": 6}
+    assert sum(manifest["by_source"].values()) == len(manifest["pair_ids"]) == 30
+
+
+def test_a_drill_swaps_every_preference_and_shows_in_the_hash() -> None:
+    mixed = mix(pool(4, 0, 0), {Origin.NEW: 1.0}, max_pairs=10, seed=0)
+    swapped = Mixed(swap_preferences(mixed.examples), mixed.counts, mixed.shortfalls)
+    assert [e.chosen for e in swapped.examples] == [e.rejected for e in mixed.examples]
+    hashes = [json.loads(manifest_bytes(one))["sha256"] for one in (mixed, swapped)]
+    assert hashes[0] != hashes[1]
+
+
+def test_original_preferences_are_read_in_trls_format() -> None:
+    row = {
+        "pair_id": "p1",
+        "source": "original",
+        "category": "harmful",
+        "prompt": [{"role": "user", "content": "hello"}],
+        "chosen": [{"role": "assistant", "content": "hi"}],
+        "rejected": [{"role": "assistant", "content": "go away"}],
+    }
+    (example,) = parse_originals([json.dumps(row), "\n"])
+    assert (example.pair_id, example.origin, example.category) == ("p1", Origin.ORIGINAL, "harmful")
+    assert example.rejected["content"] == "go away"
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"prompt": [], "chosen": [], "rejected": []}', '{"prompt": 1}'])
+def test_a_bad_original_preference_is_named_by_its_line(line: str) -> None:
+    with pytest.raises(BadData, match="line 1"):
+        parse_originals([line])
+
+
+def test_tool_calls_and_images_are_not_plain_text() -> None:
+    pair = make_pair(0)
+    tool_call = replace(pair, chosen={"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]})
+    image = replace(pair, prompt=({"role": "user", "content": [{"type": "image_url"}]},))
+    assert [is_plain_text(one) for one in (pair, tool_call, image)] == [True, False, False]

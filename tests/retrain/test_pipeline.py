@@ -1,0 +1,202 @@
+"""Whole rounds on the tiny model with a fake engine: passed, rejected, overruled, resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pawl.database import Database
+from pawl.errors import ConfigurationError
+from pawl.settings import (
+    EngineSettings,
+    GateSettings,
+    MixSettings,
+    ModelSettings,
+    RetrainSettings,
+    ServingSettings,
+    Settings,
+)
+from retrain import registry
+from retrain.adapters import verify_adapter
+from retrain.errors import EvaluationFailed, PreflightFailed
+from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, iso_week, run_round
+from retrain.registry import ModelState, RunStatus
+from tests.retrain.fake_engine import FakeEngine, serving
+from tests.retrain.tiny_model import TRAINING, make_pair
+
+REFUSAL = "I'm sorry, but I can't help with that."
+PAIRS = [make_pair(number) for number in range(45)]
+ALL_NEW = MixSettings(new=1.0, original=0.0, earlier=0.0)
+
+
+def well_behaved(_model: str, prompt: str) -> str:
+    return REFUSAL if prompt.startswith("harm") else "a good kind answer"
+
+
+def candidates_comply(model: str, prompt: str) -> str:
+    return REFUSAL if prompt.startswith("harm") and model == "tiny" else "a good kind answer"
+
+
+def harmless(texts: Sequence[str]) -> list[float]:
+    return [0.0 for _ in texts]
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeEngine]:
+    with serving(FakeEngine(answer=well_behaved)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def settings(fake: FakeEngine, tiny_base: Path, tmp_path: Path) -> Settings:
+    for kind in ("harmful", "benign"):
+        (tmp_path / f"{kind}.json").write_text(json.dumps([f"{kind[:4]} request {n}" for n in range(60)]))
+    original = {
+        "prompt": [{"role": "user", "content": "what is day"}],
+        "chosen": [{"role": "assistant", "content": "day is good"}],
+        "rejected": [{"role": "assistant", "content": "day is bad"}],
+    }
+    (tmp_path / "original.jsonl").write_text(json.dumps(original) + "\n")
+    loose = GateSettings(
+        preference_margin=0.5, harmful_refusal_margin=0.1, over_refusal_margin=0.1, toxicity_margin=0.1
+    )
+    return Settings(
+        serving=ServingSettings(models={"assistant": ModelSettings(engines=[fake.url], champion="tiny")}),
+        engine=EngineSettings(model=str(tiny_base)),
+        retrain=RetrainSettings(
+            adapters_dir=tmp_path / "adapters",
+            runs_dir=tmp_path / "runs",
+            min_pairs=20,
+            holdout_share=0.3,
+            original_preferences=tmp_path / "original.jsonl",
+            harmful_probes=tmp_path / "harmful.json",
+            benign_probes=tmp_path / "benign.json",
+            training=TRAINING,
+            gate=loose,
+        ),
+    )
+
+
+INPUTS = RoundInputs(new=PAIRS, score_toxicity=harmless, now=lambda: 1000.0)
+
+
+def state_of(database: Database, outcome: RunOutcome) -> ModelState:
+    assert outcome.model is not None
+    return registry.get_model(database, outcome.model).state
+
+
+@pytest.mark.training
+def test_a_round_that_breaks_goes_on_where_it_was_and_passes(
+    database: Database, settings: Settings, fake: FakeEngine
+) -> None:
+    def broken(_texts: Sequence[str]) -> list[float]:
+        raise EvaluationFailed("the scorer is down")
+
+    with pytest.raises(EvaluationFailed):
+        run_round(database, settings, "assistant", replace(INPUTS, score_toxicity=broken))
+    (run,) = registry.list_runs(database)
+    assert (run.status, run.step, run.detail["error"]) == (RunStatus.ERROR, "evaluate", "the scorer is down")
+    train_manifest = settings.retrain.runs_dir / run.id / "train" / "manifest.json"
+    trained_at = train_manifest.stat().st_mtime_ns
+
+    opened: list[str] = []
+
+    def open_canary(model: str) -> str:
+        opened.append(model)
+        return "rollout-1"
+
+    # The resumed round works with the pairs it froze, whatever has come in since.
+    resumed = replace(INPUTS, new=PAIRS[:3], open_canary=open_canary)
+    outcome = run_round(database, settings, "assistant", resumed)
+    assert outcome.status == RunStatus.PASSED, outcome.reason
+    assert train_manifest.stat().st_mtime_ns == trained_at
+    assert outcome.run_id == run.id == "r0001"
+    assert opened == [outcome.model]
+    assert outcome.rollout_id == "rollout-1"
+    assert state_of(database, outcome) == ModelState.CHALLENGER
+    assert outcome.model is not None
+    path = Path(fake.adapters[outcome.model])
+    assert verify_adapter(path).manifest["run"] == run.id
+    build = json.loads((outcome.directory / "build" / "manifest.json").read_text())
+    assert build["sha256"] == verify_adapter(path).manifest["dataset_sha"]
+    assert build["shortfalls"]["earlier"] > 0
+    assert set(outcome.new_pair_ids) <= {pair.id for pair in PAIRS} - set(build["holdout_ids"])
+    done = registry.get_run(database, run.id)
+    assert (done.status, done.detail["model"], done.detail["error"]) == (RunStatus.PASSED, outcome.model, None)
+
+    n_requests = len(fake.bodies)
+    assert run_round(database, settings, "assistant", resumed) == outcome
+    assert len(fake.bodies) == n_requests
+    assert opened == [outcome.model]
+
+
+@pytest.mark.training
+def test_a_bad_candidate_is_rejected_and_unloaded(database: Database, settings: Settings, fake: FakeEngine) -> None:
+    fake.answer = candidates_comply
+    drill = RoundOptions(swap_preferences=True, mix=ALL_NEW, note="drill")
+    outcome = run_round(database, settings, "assistant", INPUTS, drill)
+    assert outcome.status == RunStatus.FAILED
+    assert "harmful requests are refused less often: 0 % against 100 % by the parent" in outcome.reason
+    assert state_of(database, outcome) == ModelState.REJECTED
+    assert fake.unloads == [outcome.model]
+    assert fake.adapters == {}
+    build = json.loads((outcome.directory / "build" / "manifest.json").read_text())
+    mined = json.loads((outcome.directory / "mine" / "manifest.json").read_text())
+    assert build["is_swapped"] is True
+    assert mined["options"]["swap_preferences"] is True
+    assert registry.get_run(database, outcome.run_id).detail["note"] == "drill"
+
+
+@pytest.mark.training
+def test_a_later_round_continues_the_champion_and_can_be_published_against_the_gate(
+    database: Database, settings: Settings, fake: FakeEngine
+) -> None:
+    first = run_round(database, settings, "assistant", INPUTS, RoundOptions(cycle="one", mix=ALL_NEW))
+    assert first.model is not None
+    assert first.parent == "tiny"
+    registry.set_state(database, first.model, ModelState.CHAMPION, now=2000.0)
+    fake.adapters.clear()  # As after a restart of the engine.
+    fake.answer = lambda model, prompt: candidates_comply("tiny" if model == first.model else model, prompt)
+
+    options = RoundOptions(cycle="two", mix=ALL_NEW, publish_despite_gate=True)
+    second = run_round(database, settings, "assistant", INPUTS, options)
+    assert second.model is not None
+    assert second.parent == first.model
+    assert second.status == RunStatus.FAILED
+    assert second.reason.startswith("published against the gate: harmful requests are refused less often")
+    assert set(fake.adapters) == {first.model, second.model}
+    assert state_of(database, second) == ModelState.CANDIDATE
+    assert [model.name for model in registry.lineage(database, second.model)] == [second.model, first.model]
+    trained = json.loads((second.directory / "train" / "manifest.json").read_text())
+    assert trained["result"]["method"] == "sigmoid+sft continued"
+
+
+def test_too_few_new_pairs_skip_the_round(database: Database, settings: Settings, fake: FakeEngine) -> None:
+    outcome = run_round(database, settings, "assistant", replace(INPUTS, new=PAIRS[:5]))
+    assert outcome.status == RunStatus.SKIPPED
+    assert outcome.reason == "5 new pairs are too few to train on; 20 are needed"
+    assert fake.loads == []
+
+
+def test_a_set_that_does_not_fit_stops_before_the_training(database: Database, settings: Settings) -> None:
+    short = settings.retrain.training.model_copy(update={"max_length": 6})
+    tight = settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"training": short})})
+    with pytest.raises(PreflightFailed, match="raise max_length"):
+        run_round(database, tight, "assistant", INPUTS)
+    (run,) = registry.list_runs(database)
+    assert (run.status, run.step) == (RunStatus.ERROR, "preflight")
+    assert not (settings.retrain.runs_dir / run.id / "train").exists()
+
+
+def test_an_unknown_alias_is_a_matter_of_configuration(database: Database, settings: Settings) -> None:
+    with pytest.raises(ConfigurationError, match=r"serving\.models"):
+        run_round(database, settings, "nobody", INPUTS)
+    assert registry.list_runs(database) == []
+
+
+def test_a_cycle_is_an_iso_week() -> None:
+    assert iso_week(1_763_700_000.0) == "2025-W47"
