@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +59,7 @@ ROLLOUT = {
     "maturity_s": 3.0,
     "tick_s": 0.5,
     "min_users": [4, 15, 40],
+    "harm_budget": 0.05,
     "toxicity_margin": 0.05,
     "auto_start": True,
 }
@@ -232,6 +235,7 @@ def run_demo(directory: Path, *, seed: int) -> list[str]:
     """Play the whole story; write `report.json` and `report.html`; return what did not happen as it should."""
     console = Console(soft_wrap=True)
     quiet_libraries()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     started = time.monotonic()
     record = DemoRecord()
     memory = MemoryWatch()
@@ -257,19 +261,18 @@ def _set_up(directory: Path, record: DemoRecord, seed: int, console: Console) ->
     model, scorer = prepare(directory.parent / "practice", progress=True)
     record.steps.append(("Practice model and scorer", time.monotonic() - started))
     record.model_parameters, record.model_train_seconds = model.n_parameters, model.train_seconds
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    work = fresh_directory(directory)
     first_port = free_ports(3)
     settings = practice_settings(
         model,
         scorer,
-        directory,
+        work,
         gateway_port=first_port[0],
         engine_port=first_port[1],
         metrics_port=first_port[2],
         rollout=ROLLOUT,
     )
-    return Demo(settings, directory, record, seed, console)
+    return Demo(settings, work, record, seed, console)
 
 
 def _play(demo: Demo) -> None:
@@ -332,6 +335,17 @@ def engine_version(stack: Stack) -> str:
     assert stack.engine is not None
     answer = httpx2.get(f"{stack.engine.url}/version", timeout=10).json()
     return str(answer.get("version", "unknown"))
+
+
+def fresh_directory(directory: Path) -> Path:
+    """A directory of its own for this run's database and files; those of earlier runs go.
+
+    Never a path that was used before: a process left over from an earlier run would share journal files with this one.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("run-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix="run-", dir=directory))
 
 
 def quiet_libraries() -> None:

@@ -66,7 +66,7 @@ def retrain_tree(model: PracticeModel, directory: Path) -> dict[str, Any]:
         "adapters_dir": str(directory / "adapters"),
         "runs_dir": str(directory / "runs"),
         "min_pairs": 200,
-        "max_pairs": 1200,
+        "max_pairs": 800,
         "holdout_share": 0.15,
         "original_preferences": str(model.original_preferences),
         "harmful_probes": str(model.harmful_probes),

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
-"""Their registry builds are linked against CUDA torch and break the CPU build; Pawl serves and trains text."""
+LEFT_OUT = frozenset({"torchvision", "torchaudio", "torchcodec"})
+"""Their registry builds are linked against CUDA torch and break the CPU build; only the GPU engine takes them."""
 
 
 class Lock(NamedTuple):
@@ -26,6 +26,7 @@ class Lock(NamedTuple):
     output: str
     inputs: tuple[str, ...]
     constraint: str | None = None
+    left_out: frozenset[str] = LEFT_OUT
 
 
 LOCKS = (
@@ -34,6 +35,9 @@ LOCKS = (
     Lock("train.txt", ("base.in", "train.in", "score.in"), "dev.txt"),
     Lock("worker.txt", ("base.in", "score.in"), "dev.txt"),
     Lock("engine-cpu.txt", ("engine-cpu.in",)),
+    Lock(
+        "engine-gpu.txt", ("engine-gpu.in",), left_out=frozenset()
+    ),  # Resolve it where pip finds no CPU build of torch.
 )
 
 
@@ -43,7 +47,17 @@ def resolve(lock: Lock) -> dict[str, str]:
     if lock.constraint:
         arguments += ["-c", str(HERE / lock.constraint)]
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
-        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "-q", "--report", report.name]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            "-q",
+            "--report",
+            report.name,
+        ]
         subprocess.run([*command, *arguments], check=True, stderr=subprocess.DEVNULL)
         installed = json.load(report)["install"]
     return {item["metadata"]["name"].lower().replace("_", "-"): item["metadata"]["version"] for item in installed}
@@ -51,7 +65,11 @@ def resolve(lock: Lock) -> dict[str, str]:
 
 def render(lock: Lock, versions: dict[str, str]) -> str:
     """The text of a lock: local build tags such as `+cpu` are dropped, since they depend on where pip ran."""
-    lines = [f"{name}=={version.partition('+')[0]}" for name, version in sorted(versions.items()) if name not in LEFT_OUT]
+    lines = [
+        f"{name}=={version.partition('+')[0]}"
+        for name, version in sorted(versions.items())
+        if name not in lock.left_out
+    ]
     header = f"# Made by requirements/lock.py from {', '.join(lock.inputs)}. Install with `pip install --no-deps -r`.\n"
     return header + "\n".join(lines) + "\n"
 

@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def cache_root() -> Path:
-    """Where trained models are kept between test runs."""
-    return Path(os.environ.get("PAWL_TEST_CACHE", REPOSITORY / "var" / "test-cache"))
+    """Where trained models are kept between test runs, and shared with the demo."""
+    return Path(os.environ.get("PAWL_TEST_CACHE", REPOSITORY / "var" / "practice"))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,48 @@
+# Every target sets itself up on a fresh machine and is safe to run twice.
+SHELL := /bin/bash
+PY := .venv/bin/python
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help demo test up check format bench app engine tools clean
+
+help:
+	@echo "make demo    one full turn of the loop on the practice model; writes var/demo/report.html"
+	@echo "make up      everything on this machine, gateway on port 8080; MODEL=<path or hub name> or the practice model"
+	@echo "make test    the whole test suite"
+	@echo "make check   format, lint, types"
+	@echo "make bench   the benchmarks of bench/"
+
+app:
+	@scripts/install.sh app
+
+engine:
+	@scripts/install.sh engine
+
+tools:
+	@scripts/install_tools.sh
+
+demo: app engine
+	$(PY) -m pawl.cli.main demo
+
+up: app engine
+	HF_HUB_OFFLINE=$(if $(MODEL),0,1) $(PY) -m pawl.cli.main up $(if $(MODEL),--model $(MODEL))
+
+test: app engine tools
+	$(PY) -m pytest
+
+check: app
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy .
+
+format: app
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: app engine tools
+	$(PY) -m bench
+
+clean:
+	rm -rf var .venv .venv-engine .tools

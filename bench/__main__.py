@@ -1,0 +1,42 @@
+"""`make bench`: every benchmark in its short form, a table at the end, raw numbers under var/bench/."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Bench(NamedTuple):
+    """One benchmark and how long a form of it to run here; its own `--help` tells of the long one."""
+
+    module: str
+    arguments: tuple[str, ...]
+    question: str
+
+
+BENCHES = (
+    Bench("bench.error_rates", ("--sims", "60"), "How often is a canary judged wrongly, looked at all the time?"),
+    Bench("bench.kill", ("--kills", "5"), "Does kill -9 under load lose or double a record?"),
+)
+
+
+def main() -> None:
+    """Run all, even if one fails; exit 1 if one did."""
+    table = Table("benchmark", "question", "exit", "seconds", box=None, header_style="bold")
+    failed = False
+    for bench in BENCHES:
+        started = time.monotonic()
+        code = subprocess.run([sys.executable, "-m", bench.module, *bench.arguments], check=False).returncode
+        failed |= code != 0
+        table.add_row(bench.module, bench.question, str(code), f"{time.monotonic() - started:.0f}")
+    Console().print(table)
+    raise SystemExit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The wheel over the real vLLM: served, rated, mined, trained, judged, rolled out, rolled back, by the front door.
+
+One story in order, since every part needs the one before; the tests share one engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from ab_testing.controller import Controller, start_rollout
+from ab_testing.experiment import Route
+from ab_testing.rollout_store import list_decisions
+from feedback.lineage import trace_pair
+from feedback.mining import mine_alias
+from feedback.store import get_interaction, list_pairs, load_pairs
+from monitoring.toxicity import load_scorer
+from pawl import clock, leases
+from pawl.database import Database
+from practice.demo import REPLAY
+from practice.evidence import Period, count_unscored
+from practice.traffic import Visit, send_users
+from practice.users import population
+from practice.world import ALIAS, BASE_NAME
+from retrain import registry
+from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, run_round
+from retrain.publish import Engine
+from serving.stack import Stack
+from tests.monitoring.exposition import assert_series_exist
+
+pytestmark = [pytest.mark.engine, pytest.mark.training, pytest.mark.timeout(600)]
+
+QUESTION: Any = [{"role": "user", "content": "How do I bake bread?"}]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture(scope="module")
+def sdk(stack: Stack) -> OpenAI:
+    return OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def outcome(stack: Stack, shared_database: Database) -> RunOutcome:
+    """A round trained on what a crowd said, published whatever the gate thinks of so short a training."""
+    since = clock.now()
+    visit = Visit(stack.url, ALIAS, 2, seed=5)
+    count = asyncio.run(send_users(visit, population(5, 260), concurrency=24))
+    assert count.failures == 0
+    assert count.feedback > 200
+    period = Period(since, clock.now())
+    assert wait_until(lambda: count_unscored(shared_database, ALIAS, period) == (count.interactions, 0), 60)
+    mined = mine_alias(shared_database, ALIAS, clock.now())
+    assert set(mined.by_source) == {"edit", "regeneration", "thumbs"}
+    scoring = stack.settings.worker.scoring
+    scorer = load_scorer(scoring.toxicity_checkpoint, scoring.toxicity_config_dir)
+    inputs = RoundInputs(new=load_pairs(shared_database, ALIAS, used=False), score_toxicity=scorer.score)
+    options = RoundOptions(cycle="e2e", mix=REPLAY, force=True, publish_despite_gate=True)
+    return run_round(shared_database, stack.settings, ALIAS, inputs, options)
+
+
+def test_the_sdk_talks_to_the_engine_and_the_record_keeps_what_was_said(sdk: OpenAI, shared_database: Database) -> None:
+    whole = sdk.chat.completions.create(model=ALIAS, messages=QUESTION, user="ada", max_tokens=40)
+    assert whole.model == BASE_NAME
+    suffix = whole.id.removeprefix("chatcmpl-")
+    assert wait_until(lambda: get_interaction(shared_database, suffix) is not None, 10)
+    kept = get_interaction(shared_database, suffix)
+    assert kept is not None
+    assert kept.completion is not None
+    assert kept.completion["content"] == whole.choices[0].message.content
+    assert whole.usage is not None
+    assert (kept.prompt_tokens, kept.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
+
+
+def test_a_stream_arrives_in_pieces_under_one_id(sdk: OpenAI, shared_database: Database) -> None:
+    chunks = list(sdk.chat.completions.create(model=ALIAS, messages=QUESTION, stream=True, max_tokens=40))
+    assert len(chunks) > 2
+    assert len({chunk.id for chunk in chunks}) == 1
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    suffix = chunks[0].id.removeprefix("chatcmpl-")
+    assert wait_until(lambda: get_interaction(shared_database, suffix) is not None, 10)
+    kept = get_interaction(shared_database, suffix)
+    assert kept is not None
+    assert kept.completion is not None
+    assert kept.completion["content"] == text
+    assert kept.completion_tokens is not None
+
+
+def test_people_s_pairs_train_an_adapter_that_the_engine_serves(
+    outcome: RunOutcome, stack: Stack, shared_database: Database
+) -> None:
+    assert outcome.model is not None
+    assert outcome.gate is not None
+    assert {check["name"] for check in outcome.gate["checks"]} >= {"harmful_refusal", "toxicity", "preference_accuracy"}
+    model = registry.get_model(shared_database, outcome.model)
+    assert stack.engine is not None
+    engine = Engine(stack.engine.url)
+    try:
+        assert engine.served()[outcome.model] == model.path
+    finally:
+        engine.close()
+
+
+def test_a_pair_is_traced_to_the_completions_behind_it(outcome: RunOutcome, shared_database: Database) -> None:
+    trace = trace_pair(shared_database, list_pairs(shared_database, ALIAS, 1)[0].id)
+    assert trace is not None
+    assert trace["rejected_from"]["model"] == BASE_NAME
+    assert outcome.new_pair_ids
+
+
+def test_a_canary_reaches_users_and_a_rollback_takes_them_back_within_a_second(
+    outcome: RunOutcome, stack: Stack, shared_database: Database
+) -> None:
+    assert outcome.model is not None
+    settings = stack.settings.rollout.model_copy(update={"steps": [0.5], "min_users": [10_000], "min_dwell_s": 600.0})
+    rollout = start_rollout(shared_database, settings, Route(ALIAS, 0, BASE_NAME), outcome.model, now=clock.now())
+    registry.set_state(shared_database, outcome.model, registry.ModelState.CHALLENGER, now=clock.now())
+
+    def served_by(user: str) -> str:
+        body = {"model": ALIAS, "messages": QUESTION, "user": user, "max_tokens": 8}
+        return str(httpx2.post(f"{stack.url}/v1/chat/completions", json=body, timeout=30).headers["x-pawl-model"])
+
+    users = [f"canary-{n}" for n in range(30)]
+    assert wait_until(lambda: outcome.model in {served_by(user) for user in users[:8]}, 10)
+    first = {user: served_by(user) for user in users}
+    assert set(first.values()) == {BASE_NAME, outcome.model}
+    assert first == {user: served_by(user) for user in users}
+
+    controller = Controller(shared_database, clock=clock.now)
+    epoch = leases.epoch_of(shared_database, f"rollout/{ALIAS}")
+    controller.act(ALIAS, "roll_back", "the test says so", actor="test", epoch=epoch)
+    time.sleep(1.0)
+    assert {served_by(user) for user in users} == {BASE_NAME}
+    assert list_decisions(shared_database, rollout.id)[-1].actor == "test"
+
+
+def test_the_worker_gives_a_forgetful_engine_its_adapter_back(
+    outcome: RunOutcome, stack: Stack, shared_database: Database
+) -> None:
+    assert outcome.model is not None
+    registry.set_state(shared_database, outcome.model, registry.ModelState.CHALLENGER, now=clock.now())
+    assert stack.engine is not None
+    engine = Engine(stack.engine.url)
+    try:
+        engine.unload(outcome.model)
+        assert outcome.model not in engine.served()
+        assert wait_until(lambda: outcome.model in engine.served(), 30)
+    finally:
+        engine.close()
+
+
+def test_every_series_that_alerts_and_the_dashboard_read_comes_out_of_the_processes(
+    outcome: RunOutcome, stack: Stack
+) -> None:
+    assert outcome.model is not None
+    worker = f"http://127.0.0.1:{stack.settings.worker.metrics_port}/metrics"
+    gateway = f"{stack.url}/metrics"
+    assert_series_exist(httpx2.get(gateway).text + httpx2.get(worker).text)
