@@ -300,7 +300,8 @@ def _over_budget(view: _View) -> _Blocker | None:
 def _uncertified(view: _View) -> _Blocker | None:
     alpha = view.config.alpha_promote
     evidence = view.state.metrics
-    open_ones = [metric for metric in view.config.metrics if not evidence[metric.name].certify.has_crossed(alpha)]
+    required = [metric for metric in view.config.metrics if metric.role != "signal"]
+    open_ones = [metric for metric in required if not evidence[metric.name].certify.has_crossed(alpha)]
     if not open_ones:
         return None
     parts = [

@@ -21,7 +21,8 @@ from ab_testing.eprocess import (
 from ab_testing.errors import InvalidCanary, InvalidOutcome
 from ab_testing.experiment import CANARY_RESERVE
 
-Role = Literal["primary", "guardrail"]
+Role = Literal["primary", "guardrail", "signal"]
+"""The primary metric also bounds each step; a signal can roll back, but promotion does not wait for evidence on it."""
 Status = Literal["ramp", "certify", "hold", "promoted", "rolled_back", "aborted"]
 HeldReason = Literal["srm", "missing_data", "inconclusive", "operator"]
 FINAL: frozenset[Status] = frozenset({"promoted", "rolled_back", "aborted"})

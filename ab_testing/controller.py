@@ -28,16 +28,18 @@ from ab_testing.route_store import load_route
 from feedback.store import Exposure, experiment_rows, experiment_units
 from pawl.clock import Clock
 from pawl.database import Database
-from pawl.errors import ConfigurationError
+from pawl.errors import ConfigurationError, NegativeVerdict
 from pawl.settings import RolloutSettings
 
 log = structlog.get_logger()
 
 Action = Literal["advance", "hold", "resume", "roll_back", "abort"]
 HEALTH_WINDOW_S = 60.0
+UNUSED_MARGIN = 0.5
+"""Of a metric that can only roll back."""
 SCORE_PATIENCE_S = 60.0
 """How long a matured user may wait for scores before the scorer counts as missing."""
-HARD_FAILURES = frozenset({"upstream_error"})
+HARD_FAILURE = "upstream_error"
 
 
 def canary_config(settings: RolloutSettings) -> CanaryConfig:
@@ -46,10 +48,11 @@ def canary_config(settings: RolloutSettings) -> CanaryConfig:
     Raises:
         ConfigurationError: the settings contradict each other.
     """
+    compliance = settings.harmful_compliance_margin
     metrics = (
         GuardrailMetric(THUMBS_DOWN, settings.thumbs_margin, 0.4, "primary"),
         GuardrailMetric(TOXICITY, settings.toxicity_margin, 0.25),
-        GuardrailMetric(HARMFUL_COMPLIANCE, settings.harmful_compliance_margin, 0.25),
+        GuardrailMetric(HARMFUL_COMPLIANCE, compliance or UNUSED_MARGIN, 0.25, "guardrail" if compliance else "signal"),
         GuardrailMetric(OVER_REFUSAL, settings.over_refusal_margin, 0.1),
     )
     try:
@@ -70,7 +73,7 @@ def canary_config(settings: RolloutSettings) -> CanaryConfig:
 
 
 def start_rollout(
-    database: Database, settings: RolloutSettings, route: Route, candidate: str, *, now: float, epoch: int = 0
+    database: Database, settings: RolloutSettings, route: Route, candidate: str, *, now: float, epoch: int
 ) -> Rollout:
     """Send the first users of `route.alias` to `candidate`.
 
@@ -78,6 +81,8 @@ def start_rollout(
         ConfigurationError: the alias has a fixed split, or the candidate is the champion already.
         NegativeVerdict: the alias has a running rollout.
     """
+    if route.experiment is not None and route.experiment.is_canary:
+        raise NegativeVerdict(f"{route.alias} has a running rollout: {route.experiment.key}")
     if route.experiment is not None:
         raise ConfigurationError(f"{route.alias} has the experiment {route.experiment.key!r} running")
     if candidate == route.champion:
@@ -197,13 +202,17 @@ class Controller:
 
 
 def health_of(rows: Sequence[Exposure], matured: Matured, rollout: Rollout, now: float) -> Health:
-    """Hard failures of the last minute, and metrics that nobody measures."""
+    """Hard failures of the last minute, and metrics that nobody measures.
+
+    A treatment request that had to be answered by the control failed too: otherwise a version that no engine can serve
+    would be judged by the champion's answers, and promoted for them.
+    """
     recent = [row for row in rows if row.assigned_variant == TREATMENT and row.created_at > now - HEALTH_WINDOW_S]
     is_scorer_late = matured.is_waiting_for_scores and any(
         is_unscored(row) and row.created_at < now - rollout.maturity_s - SCORE_PATIENCE_S for row in rows
     )
     return Health(
         canary_requests=len(recent),
-        canary_errors=sum(row.status in HARD_FAILURES for row in recent),
+        canary_errors=sum(row.status == HARD_FAILURE or row.served_variant != TREATMENT for row in recent),
         missing=SCORED_METRICS if is_scorer_late else (),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 BATCH = 200
 IDLE_S = 0.25
 LONGEST_PAUSE_S = 5.0
+AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError)
 
 
 class Batch(NamedTuple):
@@ -58,6 +60,7 @@ class Drain:
         self._wake = threading.Event()
         self._is_stopping = threading.Event()
         self.is_database_up = True
+        self._is_paused = False
         self._thread = threading.Thread(target=self._run, name="spool-drain", daemon=True)
 
     def start(self) -> None:
@@ -80,8 +83,8 @@ class Drain:
             try:
                 moved = self.drain_once()
                 pause_s = IDLE_S
-                self.is_database_up = True
-            except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, SpoolUnavailable) as exc:
+                self.is_database_up, self._is_paused = True, False
+            except Exception as exc:  # noqa: BLE001 - the thread must outlive whatever the database or the disk does
                 pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
                 moved = 0
                 self._note_failure(exc)
@@ -92,18 +95,21 @@ class Drain:
                 self._wake.clear()
 
     def _note_failure(self, exc: Exception) -> None:
-        if self.is_database_up:
+        if not self._is_paused:
             log.warning("drain_paused", reason=type(exc).__name__)
-        self.is_database_up = False
+        self._is_paused = True
+        if not isinstance(exc, SpoolUnavailable):
+            self.is_database_up = False
 
     def drain_once(self) -> int:
         """Move one batch; return how many records it was.
 
         Raises:
-            sqlalchemy.exc.OperationalError: the database does not answer; nothing has left the spool.
+            sqlalchemy.exc.SQLAlchemyError: the database cannot take rows now; nothing has left the spool.
         """
         if not self._spool.is_healthy:
-            self._spool.probe().result()
+            with suppress(SpoolUnavailable):  # Draining goes on: it is what makes room in a spool that filled the disk.
+                self._spool.probe().result()
         records = self._spool.oldest(BATCH).result()
         if not records:
             return 0
@@ -111,9 +117,10 @@ class Drain:
         try:
             save_records(self._database, batch.interactions, batch.events, batch.dead_letters)
             stored = batch.parsed
-        except (sa.exc.DataError, sa.exc.IntegrityError, sa.exc.StatementError) as exc:
-            if isinstance(exc, sa.exc.OperationalError | sa.exc.InterfaceError):
+        except Exception as exc:
+            if not is_the_rows_fault(exc):
                 raise
+            batch = batch._replace(dead_letters=[])
             stored = self._store_one_by_one(records)
         self._spool.discard([record.seq for record in records]).result()
         self._on_stored(stored)
@@ -146,9 +153,11 @@ class Drain:
             try:
                 save_records(self._database, one.interactions, one.events, one.dead_letters)
                 stored += one.parsed
-            except (sa.exc.OperationalError, sa.exc.InterfaceError):
-                raise
-            except sa.exc.StatementError as exc:
+                if one.dead_letters:
+                    self._on_dead_letters(1)
+            except Exception as exc:
+                if not is_the_rows_fault(exc):
+                    raise
                 save_records(self._database, [], [], [self._dead_letter(record, exc)])
                 self._on_dead_letters(1)
         return stored
@@ -164,3 +173,15 @@ class Drain:
             "reason": type(exc).__name__,
             "created_at": self._clock(),
         }
+
+
+def is_the_rows_fault(exc: Exception) -> bool:
+    """Whether a failed write says something about its rows.
+
+    It does not when the server is away or read-only, or knows no such table because it is not migrated yet: then every
+    row would fail, so the batch waits. A programming error without the server's error code came from the driver, which
+    could not encode a value.
+    """
+    if isinstance(exc, sa.exc.ProgrammingError):
+        return getattr(exc.orig, "sqlstate", None) is None
+    return not isinstance(exc, AWAY)

@@ -105,7 +105,7 @@ def _join(chunks: Iterable[Mapping[str, Any]]) -> Answer:
         finish_reason = choice.get("finish_reason") or finish_reason
     return Answer(
         _normal_message(message) if message else None,
-        finish_reason[:32] if isinstance(finish_reason, str) else None,
+        ascii(finish_reason)[1:-1][:32] if isinstance(finish_reason, str) else None,  # A column, not JSON: plain only.
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
     )
@@ -189,8 +189,16 @@ def _json_object(data: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError:
-        return {}
+        value = _lenient_json(data)
     return value if isinstance(value, dict) else {}
+
+
+def _lenient_json(data: bytes) -> object:
+    """What only the standard library reads: lone surrogates, as a model may write them token by token."""
+    try:
+        return json.loads(data, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _mapping(value: object) -> Mapping[str, Any] | None:

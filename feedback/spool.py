@@ -84,6 +84,7 @@ class Spool:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_healthy = True
+        self._is_closed = False
         self._waiting: queue.Queue[tuple[Operation, Future[Any]] | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._lock_file = _lock(path)
@@ -97,6 +98,11 @@ class Spool:
             SpoolUnavailable: the disk refused it, or too much waits already. Nothing of it was kept.
         """
         future: Future[T] = Future()
+        # Never cancellable: a caller that leaves must not undo a record, nor stop the writer that answers it.
+        future.set_running_or_notify_cancel()
+        if self._is_closed:
+            future.set_exception(SpoolUnavailable("the spool is closed"))
+            return future
         try:
             self._waiting.put_nowait((operation, future))
         except queue.Full:
@@ -167,10 +173,19 @@ class Spool:
     def close(self) -> None:
         """Commit what waits, then stop. Safe to call twice."""
         if self._thread.is_alive():
+            self._is_closed = True
             self._waiting.put(None)
             self._thread.join()
+            self._refuse_late_comers()
             self._disconnect()
             self._lock_file.close()
+
+    def _refuse_late_comers(self) -> None:
+        """Answer what was submitted while the spool closed, so that nobody waits for ever."""
+        with suppress(queue.Empty):
+            while True:
+                if item := self._waiting.get_nowait():
+                    item[1].set_exception(SpoolUnavailable("the spool is closed"))
 
     def _run(self) -> None:
         while True:

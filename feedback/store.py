@@ -317,35 +317,25 @@ def exposures_between(database: Database, alias: str, since: float, until: float
 
 def _exposures(database: Database, *conditions: sa.ColumnElement[bool]) -> list[Exposure]:
     """Interactions in time order, each with its scores and its last thumb."""
-    last = (
-        sa.select(
-            feedback_events.c.interaction_id,
-            feedback_events.c.value,
-            feedback_events.c.is_retraction,
-            sa.func.row_number()
-            .over(
-                partition_by=feedback_events.c.feedback_id,
-                order_by=(feedback_events.c.created_at.desc(), feedback_events.c.id.desc()),
-            )
-            .label("age"),
-        )
-        .where(feedback_events.c.type == "thumbs")
-        .subquery()
-    )
-    thumb = (
-        sa.select(last.c.interaction_id, last.c.value).where(last.c.age == 1, sa.not_(last.c.is_retraction)).subquery()
-    )
     i, s = interactions.c, scores.c
     query = (
         sa.select(
             i.unit_id, i.created_at, i.model, i.assigned_variant, i.served_variant, i.probability, i.phase, i.status,
             _scorable(), s.interaction_id.is_not(None), s.is_toxic, s.response, s.is_harmful_prompt,
-            sa.func.coalesce(thumb.c.value == '"down"', False), sa.func.coalesce(thumb.c.value == '"up"', False),
+            _last_thumb(),
         )
         .outerjoin(scores, s.interaction_id == i.id)
-        .outerjoin(thumb, thumb.c.interaction_id == i.id)
         .where(*conditions)
         .order_by(i.created_at, i.id)
     )  # fmt: skip
     with database.read() as connection:
-        return [Exposure(*row) for row in connection.execute(query)]
+        rows = connection.execute(query).all()
+    return [Exposure._make((*known, thumb == '"down"', thumb == '"up"')) for *known, thumb in rows]
+
+
+def _last_thumb() -> sa.ScalarSelect[str | None]:
+    """An interaction's thumb as it stands; looked up by index for each, whatever the planner knows of the tables."""
+    f = feedback_events.c
+    value = sa.case((f.is_retraction, None), else_=f.value)
+    events = sa.select(value).where(f.interaction_id == interactions.c.id, f.type == "thumbs")
+    return events.order_by(f.created_at.desc(), f.id.desc()).limit(1).scalar_subquery()

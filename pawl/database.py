@@ -58,7 +58,8 @@ class Database:
         insert = sqlite.insert if self.is_sqlite else postgresql.insert
         for start in range(0, len(rows), BATCH_ROWS):
             batch = [dict(row) for row in rows[start : start + BATCH_ROWS]]
-            added += connection.execute(insert(table).on_conflict_do_nothing(), batch).rowcount
+            statement = insert(table).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+            added += connection.execute(statement, batch).rowcount
         return added
 
     def upsert(self, connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> None:

@@ -95,5 +95,6 @@ def check_feedback_token(secret: bytes, token: str, suffix: str, now_s: float) -
         expires_at = int(expires_hex, 16)
     except ValueError:
         return False
-    genuine = hmac.compare_digest(token.encode(), make_feedback_token(secret, suffix, expires_at).encode())
+    made = make_feedback_token(secret, suffix, expires_at).encode()
+    genuine = hmac.compare_digest(token.encode("utf-8", "surrogatepass"), made)
     return genuine and now_s < expires_at

@@ -266,7 +266,9 @@ class RolloutSettings(Section):
     """How long after a user's first interaction the user's outcome counts."""
     thumbs_margin: float = 0.05
     toxicity_margin: float = 0.02
-    harmful_compliance_margin: float = 0.05
+    harmful_compliance_margin: float | None = None
+    """The same for harmful requests complied with. Without it they can roll a canary back, but promotion does not wait
+    for evidence on them: most traffic has few, and the gate has asked its probes."""
     over_refusal_margin: float = 0.05
     breaker_error_share: float = 0.2
     breaker_min_requests: int = 20

@@ -47,6 +47,7 @@ from serving.engine_process import has_gpu
 from serving.stack import Stack
 
 CONCURRENCY = 24
+ROLLOUT_LEASE = f"rollout/{ALIAS}"
 COLLECT_USERS = 900
 QUESTIONS_EACH = 2
 MOST_CANARY_USERS = 9000
@@ -60,6 +61,7 @@ ROLLOUT = {
     "tick_s": 0.5,
     "min_users": [4, 15, 40],
     "harm_budget": 0.05,
+    "harmful_compliance_margin": 0.05,
     "toxicity_margin": 0.05,
     "auto_start": True,
 }
@@ -190,7 +192,8 @@ class Demo:
     def roll_out(self, candidate: str, most_users: int, most_s: float = 3600.0) -> Rollout:
         """Open the canary and send fresh users until it has decided, or until the limits."""
         route = load_route(self.database, ALIAS) or Route(ALIAS, 0, self.settings.serving.models[ALIAS].champion)
-        rollout = start_rollout(self.database, self.settings.rollout, route, candidate, now=clock.now())
+        epoch = leases.epoch_of(self.database, ROLLOUT_LEASE)
+        rollout = start_rollout(self.database, self.settings.rollout, route, candidate, now=clock.now(), epoch=epoch)
         registry.set_state(self.database, candidate, registry.ModelState.CHALLENGER, now=clock.now())
         until = time.monotonic() + most_s
         watcher = _Watcher(self.database, rollout.id)
@@ -207,7 +210,7 @@ class Demo:
         while time.monotonic() < until and running_rollout(self.database, ALIAS) is not None:
             time.sleep(0.3)
         if running_rollout(self.database, ALIAS) is not None:
-            epoch = leases.epoch_of(self.database, f"rollout/{ALIAS}")
+            epoch = leases.epoch_of(self.database, ROLLOUT_LEASE)
             controller = Controller(self.database, clock=clock.now)
             controller.act(ALIAS, "abort", "the demo ends here; nothing was decided", actor="demo", epoch=epoch)
             ended = get_rollout(self.database, rollout_id)

@@ -16,7 +16,8 @@ STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#1c2530}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d5dbe1}
 table{border-collapse:collapse;width:100%;font-size:.92rem}td,th{text-align:left;padding:.35rem .6rem;
-vertical-align:top;border-bottom:1px solid #e6eaee}th{color:#5a6672;font-weight:600}.pass{color:#1b7f4b}.fail{color:#b3261e}
+vertical-align:top;border-bottom:1px solid #e6eaee}th{color:#5a6672;font-weight:600}
+.pass{color:#1b7f4b}.fail{color:#b3261e}
 .cannot_tell{color:#8a6d00}.figures{display:flex;gap:1rem;flex-wrap:wrap}.figure{flex:1 1 9rem;background:#f4f6f8;
 border-radius:.5rem;padding:.7rem 1rem}.figure b{display:block;font-size:1.5rem}small,.quiet{color:#5a6672}
 svg{max-width:100%;height:auto}code{background:#f4f6f8;padding:0 .2rem;overflow-wrap:anywhere}
@@ -54,7 +55,7 @@ def _head(report: Mapping[str, Any]) -> Iterable[str]:
     yield "<h1>One turn of the wheel</h1>"
     yield (
         f"<p class=quiet>vLLM {escape(str(engine['version']))} on {engine['device']}, a practice model of "
-        f"{model['parameters']:,} parameters trained in {model['train_seconds']:.0f} s, simulated users of known tastes. "
+        f"{model['parameters']:,} parameters trained in {model['train_seconds']:.0f} s, users of known tastes. "
         f"{report['seconds']:.0f} s in all, at most {report['peak_resident_mb'] / 1024:.1f} GiB resident.</p>"
     )
     if report["problems"]:

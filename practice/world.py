@@ -67,7 +67,7 @@ def retrain_tree(model: PracticeModel, directory: Path) -> dict[str, Any]:
         "runs_dir": str(directory / "runs"),
         "min_pairs": 200,
         "max_pairs": 800,
-        "holdout_share": 0.15,
+        "mix": {"new": 0.4, "original": 0.4, "earlier": 0.2},
         "original_preferences": str(model.original_preferences),
         "harmful_probes": str(model.harmful_probes),
         "benign_probes": str(model.benign_probes),

@@ -132,7 +132,6 @@ MEANINGS = {
     "RolloutSettings.min_dwell_s": "The least time in each step.",
     "RolloutSettings.thumbs_margin": "Added share of thumbs down that must be ruled out before promotion.",
     "RolloutSettings.toxicity_margin": "The same for toxic answers.",
-    "RolloutSettings.harmful_compliance_margin": "The same for harmful requests complied with.",
     "RolloutSettings.over_refusal_margin": "The same for harmless requests refused.",
     "RolloutSettings.breaker_error_share": "Share of failed canary requests in a minute that ends the canary at once.",
     "RolloutSettings.breaker_min_requests": "Canary requests in that minute before the breaker may act.",

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from feedback.drain import Drain
+from feedback.errors import SpoolUnavailable
 from feedback.interactions import Interaction
 from feedback.spool import Spool
 from monitoring.metrics import BUILD_INFO, DEAD_LETTERS, LOOP_LAG, SPOOL_OLDEST, SPOOL_ROWS, TOKENS, render
@@ -27,20 +28,21 @@ from pawl.errors import ConfigurationError
 from pawl.secrets import signing_secret
 from pawl.settings import ServingSettings, Settings
 from serving.completions import Relay
-from serving.errors import ApiError, NotFound, error_body, type_for_status
+from serving.errors import ApiError, NotFound, Overloaded, error_body, type_for_status
 from serving.feedback_api import Answered, FeedbackDesk
 from serving.in_flight import InFlight
 from serving.openapi import completion_paths
 from serving.replicas import ReplicaSet
 from serving.routing import RouteTable
 from serving.upstream import PATHS, Engines
-from serving.wire import AsgiMessage, Receive, Scope, Send, headers_of, read_body, sane_request_id
+from serving.wire import AsgiMessage, ClientGone, Receive, Scope, Send, headers_of, read_body, sane_request_id
 
 LAG_PROBE_S = 0.5
 SPOOL_PROBE_S = 2.0
 DRAIN_AT_STOP_S = 5.0
 HOT_ROUTES = {path: route for route, path in PATHS.items()}
 JSON = "application/json"
+CLIENT_CLOSED_REQUEST = 499
 
 
 class Gateway:
@@ -122,9 +124,10 @@ class Gateway:
 
     async def _probe_spool(self) -> None:
         while True:
-            size = await asyncio.wrap_future(self.spool.size())
-            SPOOL_ROWS.set(size.rows)
-            SPOOL_OLDEST.set(max(0.0, self.clock() - size.oldest_at) if size.oldest_at else 0.0)
+            with suppress(SpoolUnavailable):
+                size = await asyncio.wrap_future(self.spool.size())
+                SPOOL_ROWS.set(size.rows)
+                SPOOL_OLDEST.set(max(0.0, self.clock() - size.oldest_at) if size.oldest_at else 0.0)
             await asyncio.sleep(SPOOL_PROBE_S)
 
     def why_not_ready(self) -> str | None:
@@ -166,7 +169,7 @@ def build_app(gateway: Gateway) -> FastAPI:
         async with gateway.running():
             yield
 
-    app = FastAPI(title="Pawl gateway", version=version("pawl"), lifespan=lifespan)
+    app = FastAPI(title="Pawl gateway", version=version("pawl"), lifespan=lifespan, redirect_slashes=False)
     _add_error_shapes(app)
     _add_health(app, gateway)
     _add_models(app, gateway)
@@ -179,6 +182,10 @@ def _add_error_shapes(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(_: Request, exc: ApiError) -> Response:
         return Response(exc.body(), exc.status, exc.headers, JSON)
+
+    @app.exception_handler(ClientGone)
+    async def client_gone(_: Request, __: ClientGone) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)  # Nobody reads it.
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, exc: HTTPException) -> Response:
@@ -257,7 +264,9 @@ def _add_feedback(app: FastAPI, gateway: Gateway) -> None:
 
 
 def _document_hot_routes(app: FastAPI) -> None:
-    """The completion routes are not FastAPI's, but they belong in its OpenAPI document."""
+    """The completion routes are not FastAPI's, but they belong in its OpenAPI document, and it answers 405 for them."""
+    for path in HOT_ROUTES:
+        app.add_api_route(path, _not_started, methods=["POST"], include_in_schema=False)
     described = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -266,6 +275,11 @@ def _document_hot_routes(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def _not_started() -> Response:
+    """What a completion route says in the moment before the relay stands."""
+    raise Overloaded("the gateway is starting; try again", code="not_ready")
 
 
 def with_request_id(scope: Scope, send: Send, clock: Clock) -> Send:

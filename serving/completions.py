@@ -43,6 +43,7 @@ from serving.routing import RouteTable
 from serving.sse import DONE, EVENT_END, EventFilter, error_event
 from serving.upstream import EngineRefused, Engines, ModelMissing
 from serving.wire import (
+    AsgiMessage,
     ClientGone,
     Receive,
     Scope,
@@ -64,8 +65,6 @@ ENGINE_ERROR = "engine_error"
 END_AFTER_DONE_S = 0.5
 LAST_WORDS_S = 2.0
 """How long a client may take to read an error after which nothing comes."""
-RECORDS_REFUSED = Overloaded("records cannot be kept at the moment; try again", code="spool_unavailable")
-STOPPING = Overloaded("the gateway is stopping; try again", code="shutting_down")
 
 
 @dataclass
@@ -133,6 +132,10 @@ class Relay:
         except ApiError as exc:
             REQUESTS.labels(route=route, model=UNKNOWN_MODEL, variant="none", outcome=outcome_of(exc)).inc()
             await send_error(send, exc, [("x-request-id", request_id)])
+        except Exception as exc:  # The edge: the log gets the reason, the client our shape of an error.
+            log.error("relay_failed", reason=type(exc).__name__, exc_info=True)
+            with suppress(RuntimeError):  # An answer has begun; the server closes the connection on it.
+                await send_error(send, ApiError("the gateway failed on this request"), [("x-request-id", request_id)])
 
     def _admit(
         self, route: str, headers: Mapping[str, str], raw: bytes, unique: str, request_id: str, started: float
@@ -149,7 +152,7 @@ class Relay:
             raise NotFound(f"the model {request.alias[:200]!r} does not exist", param="model", code="model_not_found")
         if limits.log_required and not self._spool.is_healthy:
             self._drain.wake()  # Its next look at the spool is what finds out that the disk is back.
-            raise RECORDS_REFUSED
+            raise Overloaded("records cannot be kept at the moment; try again", code="spool_unavailable")
         principal = principal_of(headers, request.body)
         suffix = ids.make_completion_suffix(self._secret, unique, principal)
         assignment = assign(known, unit_of(principal), random_unit=unique)
@@ -219,9 +222,10 @@ class Relay:
         """The relay was cancelled: tell a client that still listens why."""
         if call.exchange.status == Status.CLIENT_DISCONNECTED:
             return
-        call.exchange.status, call.error = Status.SHUTDOWN, STOPPING
+        call.exchange.status = Status.SHUTDOWN
+        call.error = Overloaded("the gateway is stopping; try again", code="shutting_down")
         await self._ensure_recorded(call)
-        await self._tell(call, send, STOPPING)
+        await self._tell(call, send, call.error)
 
     async def _relay(self, call: Call, send: Send) -> None:
         try:
@@ -233,6 +237,8 @@ class Relay:
                     response.close()
         except TimeoutError:
             await self._fail(call, send, UpstreamTimeout("the engine did not finish in time", code="timeout"))
+        except ClientGone:
+            call.exchange.status = Status.CLIENT_DISCONNECTED
         except (aiohttp.ClientError, UpstreamFailed) as exc:
             UPSTREAM_ERRORS.labels(reason="broken_off").inc()
             error = (
@@ -283,8 +289,7 @@ class Relay:
         content_type = response.headers.get("content-type", "application/json")
         headers = [*self._answer_headers(call), ("content-type", content_type)]
         call.is_started = True
-        async with asyncio.timeout(self._settings.timeouts.stalled_reader_s):
-            await send_whole(send, 200, headers, bytes(call.raw_response))
+        await send_whole(self._patiently(send), 200, headers, bytes(call.raw_response))
 
     async def _stream(self, call: Call, response: aiohttp.ClientResponse, send: Send) -> None:
         headers = [
@@ -293,6 +298,7 @@ class Relay:
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),
         ]
+        send = self._patiently(send)
         await start_response(send, 200, headers)
         call.is_started = True
         events = EventFilter(drop_usage=not call.request.wants_usage)
@@ -304,7 +310,6 @@ class Relay:
         await send({"type": "http.response.body", "body": b""})
 
     async def _pass_chunks(self, call: Call, response: aiohttp.ClientResponse, events: EventFilter, send: Send) -> None:
-        timeouts = self._settings.timeouts
         labels = {"model": call.exchange.alias, "variant": call.exchange.served_variant}
         gaps = INTER_TOKEN.labels(**labels)
         last: float | None = None
@@ -318,8 +323,22 @@ class Relay:
             last = now
             call.raw_response += chunk
             if passed := events.feed(chunk):
-                async with asyncio.timeout(timeouts.stalled_reader_s):
-                    await send({"type": "http.response.body", "body": passed, "more_body": True})
+                await send({"type": "http.response.body", "body": passed, "more_body": True})
+
+    def _patiently(self, send: Send) -> Send:
+        """Send to a client that may stall for a while, but not for ever: one that does has left.
+
+        Its slowness is not the engine's, and must not count against the variant that served it.
+        """
+
+        async def send_in_time(message: AsgiMessage) -> None:
+            try:
+                async with asyncio.timeout(self._settings.timeouts.stalled_reader_s):
+                    await send(message)
+            except TimeoutError as exc:
+                raise ClientGone from exc
+
+        return send_in_time
 
     async def _next_chunk(self, call: Call, response: aiohttp.ClientResponse, events: EventFilter) -> bytes:
         """What the engine sends next, empty at its end: awaited past `[DONE]` so that the connection can be reused."""
@@ -387,6 +406,7 @@ class Relay:
                 raise Overloaded(
                     "the record cannot be kept at the moment; try again", code="spool_unavailable"
                 ) from exc
+            RECORDS_DROPPED.inc()
 
     def _count(self, call: Call) -> None:
         exchange = call.exchange

@@ -17,6 +17,7 @@ import httpx2
 
 from pawl.errors import ConfigurationError, Unreachable
 from pawl.settings import EngineSettings
+from serving.children import ending_with_parent
 
 POLL_S = 0.25
 ENVIRONMENT = {
@@ -90,14 +91,20 @@ class EngineProcess:
     def __init__(self, settings: EngineSettings, model: str, *, log: IO[bytes] | int = subprocess.DEVNULL) -> None:
         self.url = f"http://{settings.host}:{settings.port}"
         self._settings = settings
+        self._log_name = "its log" if isinstance(log, int) else str(log.name)
         on_cpu = not has_gpu()
-        self._process = subprocess.Popen(
-            engine_command(settings, model, on_cpu=on_cpu),
-            env=engine_environment(os.environ, model, on_cpu=on_cpu),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        command = engine_command(settings, model, on_cpu=on_cpu)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env=engine_environment(os.environ, model, on_cpu=on_cpu),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=ending_with_parent(),
+            )
+        except OSError as exc:
+            raise ConfigurationError(f"engine.python {command[0]} cannot be run: {exc.strerror}") from exc
 
     @property
     def pid(self) -> int:
@@ -113,7 +120,8 @@ class EngineProcess:
         started = time.monotonic()
         while time.monotonic() - started < self._settings.start_timeout_s:
             if self._process.poll() is not None:
-                raise ConfigurationError(f"the engine ended with exit code {self._process.returncode}: see its log")
+                code = self._process.returncode
+                raise ConfigurationError(f"the engine ended with exit code {code}: see {self._log_name}")
             if is_healthy(self.url):
                 return time.monotonic() - started
             time.sleep(POLL_S)
@@ -127,9 +135,9 @@ class EngineProcess:
         self._signal(signal.SIGKILL)
         self._process.wait(10)
 
-    def wait(self) -> int:
-        """Block until the engine ends."""
-        return self._process.wait()
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -147,4 +155,6 @@ def is_healthy(url: str) -> bool:
 def describe_command(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """The command as a shell would take it, with the environment Pawl adds."""
     names = [name for name in (*ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE", "HF_HUB_OFFLINE") if name in environment]
-    return shlex.join([f"{name}={environment[name]}" for name in names] + list(command))
+    # The name stays outside the quotes: a shell takes 'NAME=two words' for a program.
+    settings = [f"{name}={shlex.quote(environment[name])}" for name in names]
+    return " ".join([*settings, shlex.join(command)])

@@ -96,8 +96,8 @@ class FeedbackDesk:
         feedback = _checked(body)
         caller = Caller(headers, principal_of(headers, {"user": feedback.user}), headers.get(TOKEN_HEADER))
         suffix = self._rated(caller, feedback.completion_id, "completion_id")
-        if feedback.type in POINTS_AT_COMPLETION:
-            self._rated(caller, str(feedback.value), "value")
+        if feedback.type in POINTS_AT_COMPLETION and self._rated(caller, str(feedback.value), "value") == suffix:
+            raise BadRequest("value must be another completion's id", param="value", code="invalid_feedback")
         key = headers.get("idempotency-key")
         if key is None:
             return await self._take_once(caller, feedback, suffix, None)
@@ -105,12 +105,14 @@ class FeedbackDesk:
 
     async def _take_with_key(self, caller: Caller, feedback: Feedback, suffix: str, key: str, raw: bytes) -> Answered:
         """The same key and body get the first answer again."""
-        slot = (caller.name, key)
+        # Browsers with a token share one nameless principal: their keys are told apart by what they may rate.
+        owner = caller.name if caller.token is None else f"token/{suffix}"
+        slot = (owner, key)
         if slot in self._answering:
             raise Conflict("a call with this Idempotency-Key is still running", code="idempotency_key_in_use")
         self._answering.add(slot)
         try:
-            stamp = Stamp(caller.name, key, hashlib.sha256(raw).hexdigest())
+            stamp = Stamp(owner, key, hashlib.sha256(raw).hexdigest())
             earlier = await self._durably(lambda connection: earlier_answer(connection, stamp, self._clock()))
             return earlier or await self._take_once(caller, feedback, suffix, stamp)
         finally:
@@ -121,7 +123,8 @@ class FeedbackDesk:
         feedback_id = ids.feedback_id(feedback.type, suffix)
         standing = await self._standing(suffix, feedback_id)
         is_visible = standing.alias is not None
-        if not is_visible and now - ids.created_at(suffix) > self._join_window_s and self._drain.is_database_up:
+        is_too_late = now - ids.created_at(suffix) > self._join_window_s
+        if is_too_late and not is_visible and standing is not UNKNOWN:
             raise NotFound("the completion is no longer stored", param="completion_id", code="completion_not_found")
         event = self._event(caller, feedback, suffix, feedback_id, now)
         is_replacement = standing.last_event is not None and not standing.last_event.is_retraction
@@ -196,10 +199,12 @@ class FeedbackDesk:
         if (here.alias and here.last_event) or suffix in self._in_flight:
             return here
         there = await self._stored_standing(suffix, feedback_id)
+        if there is UNKNOWN and here == UNKNOWN:
+            return UNKNOWN
         return Standing(here.alias or there.alias, here.variant or there.variant, here.last_event or there.last_event)
 
     async def _stored_standing(self, suffix: str, feedback_id: str) -> Standing:
-        """What the shared database knows; nothing while it does not answer, since feedback is taken all the same."""
+        """What the shared database knows; `UNKNOWN` while it does not answer, since feedback is taken all the same."""
         if not self._drain.is_database_up:
             return UNKNOWN
         look_up = asyncio.get_running_loop().run_in_executor(
@@ -244,6 +249,7 @@ class Stamp(NamedTuple):
 
 
 UNKNOWN = Standing(None, None, None)
+"""Nobody could be asked. Compared by identity: a database that answers "no such row" gives an equal standing."""
 
 
 def parse_body(raw: bytes) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ def principal_of(headers: Mapping[str, str], body: Mapping[str, Any], *, key_id:
     """
     metadata = body.get("metadata")
     named = (
-        headers.get(USER_HEADER)
+        _header_text(headers.get(USER_HEADER, ""))
         or body.get("safety_identifier")
         or body.get("user")
         or (metadata.get("user_id") if isinstance(metadata, dict) else None)
@@ -31,6 +31,14 @@ def principal_of(headers: Mapping[str, str], body: Mapping[str, Any], *, key_id:
             f"a user is text of at most {MAX_USER_CHARS} characters without control characters", param="user"
         )
     return Principal(key_id=key_id, user=named)
+
+
+def _header_text(value: str) -> str:
+    """A header as its sender meant it: UTF-8 where the bytes are that, so that header and body name the same user."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def unit_of(principal: Principal) -> str | None:

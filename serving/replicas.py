@@ -31,6 +31,8 @@ class ReplicaSet:
     def __init__(self, alias: str, urls: Sequence[str]) -> None:
         self.alias = alias
         self._replicas = [Replica(url) for url in urls]
+        for url in urls:
+            ENGINE_EJECTED.labels(model=alias, replica=url).set(0)
 
     def in_order(self, affinity: str) -> list[Replica]:
         """Every replica, best first: by rendezvous hash of the conversation, the ejected ones last."""

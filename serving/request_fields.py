@@ -164,8 +164,9 @@ def parse_completion_request(raw: bytes, route: str, *, max_depth: int, max_choi
         _check_messages(body)
     elif "prompt" not in body:
         raise BadRequest("prompt is missing", param="prompt", code="missing_required_parameter")
-    if (body.get("n") or 1) > max_choices:
-        raise BadRequest(f"n may be at most {max_choices} (serving.max_choices)", param="n")
+    for name in ("n", "best_of"):
+        if (body.get(name) or 1) > max_choices:
+            raise BadRequest(f"{name} may be at most {max_choices} (serving.max_choices)", param=name)
     metadata = body.get("metadata") or {}
     options = body.get("stream_options") or {}
     return CompletionRequest(
@@ -233,7 +234,8 @@ def _check_messages(body: Mapping[str, Any]) -> None:
         where = f"messages[{index}]"
         if not isinstance(message, dict):
             raise BadRequest(f"{where} must be an object", param=where)
-        if message.get("role") not in ROLES:
+        role = message.get("role")
+        if not isinstance(role, str) or role not in ROLES:
             raise BadRequest(f"{where}.role must be one of {', '.join(sorted(ROLES))}", param=f"{where}.role")
         _check_content(message.get("content"), f"{where}.content")
 

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping
 
 import orjson
-import sqlalchemy as sa
 import structlog
 
 from ab_testing.experiment import Experiment, Route, Variant
@@ -76,7 +75,7 @@ class RouteTable:
         """Read the table once; on failure keep what is known."""
         try:
             found = load_routes(self._database)
-        except sa.exc.SQLAlchemyError as exc:
+        except Exception as exc:  # noqa: BLE001 - neither a database that is away nor a bad row may end this thread
             if self.is_database_up:
                 log.warning("routes_kept", reason=type(exc).__name__)
             self.is_database_up = False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 import httpx2
@@ -18,7 +20,8 @@ import yaml
 
 from pawl.database import open_database, upgrade
 from pawl.errors import ConfigurationError, Unreachable
-from pawl.settings import ModelSettings, Settings
+from pawl.settings import ENV_PREFIX, ModelSettings, Settings
+from serving.children import ending_with_parent
 from serving.engine_process import EngineProcess, served_name
 
 log = structlog.get_logger()
@@ -30,6 +33,14 @@ STOP_S = 20.0
 RESTART_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 SECRETS = {"auth": {"secret"}, "database": {"password"}}
 """Never written to the file: children inherit them through the environment they came in."""
+SECRET_VARIABLES = frozenset(
+    f"{ENV_PREFIX}{section}__{key}".upper() for section, keys in SECRETS.items() for key in keys
+)
+
+
+def is_inherited(variable: str) -> bool:
+    """Whether a child gets this environment variable: all but settings, and of those the secrets."""
+    return not variable.startswith(ENV_PREFIX) or variable in SECRET_VARIABLES
 
 
 class Child:
@@ -47,11 +58,18 @@ class Child:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        environment = {**os.environ, "PAWL_CONFIG": str(self._config)}
+        # The file says it all, and variables would win over it; but secrets are not in the file.
+        inherited = {name: value for name, value in os.environ.items() if is_inherited(name)}
+        environment = {**inherited, "PAWL_CONFIG": str(self._config)}
         command = [sys.executable, "-m", "pawl.cli.main", self.name]
         with self._log_path.open("ab") as output:
             self._process = subprocess.Popen(
-                command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=ending_with_parent(),
             )
 
     def has_ended(self) -> bool:
@@ -106,6 +124,9 @@ class Stack:
     def start_engine(self) -> None:
         """Start vLLM and wait until it answers."""
         assert self.settings.engine.model is not None
+        engine = self.settings.engine
+        if is_taken(engine.host, engine.port):
+            raise ConfigurationError(f"engine.port {engine.port} is in use by another process")
         self._engine_log = (self._logs / "engine.log").open("ab")
         self.engine = EngineProcess(self.settings.engine, self.settings.engine.model, log=self._engine_log)
         self.engine.wait_until_ready()
@@ -119,9 +140,9 @@ class Stack:
         if self._engine_log is not None:
             self._engine_log.close()
 
-    def watch(self, should_stop: Callable[[], bool]) -> None:
-        """Start again what ends by itself, with growing pauses, until told to stop."""
-        while not should_stop():
+    def watch(self) -> None:
+        """Start again what ends by itself, with growing pauses, for ever."""
+        while True:
             for child in (self.gateway, self.worker):
                 if child.has_ended():
                     pause_s = RESTART_PAUSES_S[min(child.n_restarts, len(RESTART_PAUSES_S) - 1)]
@@ -146,6 +167,13 @@ class Stack:
         raise Unreachable(f"`pawl {child.name}` was not ready within {READY_S:g} s: see {self._logs}")
 
 
+def is_taken(host: str, port: int) -> bool:
+    """Whether something listens there already; it would be taken for our own engine."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex((host, port)) == 0
+
+
 def write_config(settings: Settings, path: Path) -> None:
     """The settings as a file for the children, secrets left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,13 +193,20 @@ def on_one_machine(settings: Settings, model: str | None, port: int | None) -> S
 
 
 def run_until_signalled(stack: Stack, announce: Callable[[], None]) -> None:
-    """Start a stack, say so, keep it up, and stop it on SIGINT or SIGTERM."""
-    stopping: list[int] = []
+    """Start a stack, say so, keep it up, and stop it on SIGINT or SIGTERM, while it starts too."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _frame: stopping.append(received))
+        signal.signal(number, _interrupt)
     try:
         stack.start()
         announce()
-        stack.watch(lambda: bool(stopping))
+        stack.watch()
+    except KeyboardInterrupt:
+        pass
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # Stopping takes its time, and must not be cut short.
         stack.stop()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -14,6 +14,10 @@ from serving.replicas import Replica, ReplicaSet
 
 PATHS = {"chat.completions": "/v1/chat/completions", "completions": "/v1/completions"}
 MAX_ERROR_BYTES = 64 * 1024
+KEEP_ALIVE_S = 4.0
+"""Less than the 5 s after which uvicorn, and so vLLM, closes an idle connection: never send into a closing one."""
+THE_REQUESTS_FAULT = frozenset({400, 413, 422})
+"""What an engine answers to a request that no engine would take."""
 
 
 class EngineRefused(ApiError):
@@ -30,7 +34,8 @@ class Engines:
     def __init__(self, timeouts: TimeoutSettings) -> None:
         self._timeouts = timeouts
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30),
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, keepalive_timeout=KEEP_ALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),  # An engine's cookie for one caller must not reach another's request.
             timeout=aiohttp.ClientTimeout(total=timeouts.total_s, sock_connect=timeouts.connect_s),
             auto_decompress=False,
         )
@@ -49,10 +54,10 @@ class Engines:
             UpstreamFailed, UpstreamTimeout, Overloaded: this attempt failed.
         """
         url = replica.url + PATHS[route]
-        headers = {"content-type": "application/json", "x-request-id": request_id}
+        headers = {"content-type": "application/json", "accept-encoding": "identity", "x-request-id": request_id}
         try:
             async with asyncio.timeout(self._timeouts.first_byte_s):
-                response = await self._session.post(url, data=body, headers=headers)
+                response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
         except TimeoutError as exc:
             raise _failed(replicas, replica, UpstreamTimeout("the engine did not answer in time"), "timeout") from exc
         except aiohttp.ClientError as exc:
@@ -66,7 +71,9 @@ class Engines:
     async def _refusal(self, replicas: ReplicaSet, replica: Replica, response: aiohttp.ClientResponse) -> Exception:
         try:
             async with asyncio.timeout(self._timeouts.between_chunks_s):
-                raw = await response.content.read(MAX_ERROR_BYTES)
+                raw = await response.content.readexactly(MAX_ERROR_BYTES)
+        except asyncio.IncompleteReadError as exc:  # The usual case: shorter than the most that is read.
+            raw = exc.partial
         except (TimeoutError, aiohttp.ClientError):
             raw = b""
         finally:
@@ -74,12 +81,11 @@ class Engines:
         if response.status == 404:
             UPSTREAM_ERRORS.labels(reason="model_missing").inc()
             return ModelMissing()
-        if response.status < 500:
+        if response.status in THE_REQUESTS_FAULT:
             return engine_refusal(response.status, raw)
-        kind = Overloaded("the engine is overloaded; try again", code="engine_overloaded")
-        failure = (
-            kind if response.status == 503 else UpstreamFailed("the engine failed on this request", code="engine_error")
-        )
+        failure: ApiError = UpstreamFailed("the engine failed on this request", code="engine_error")
+        if response.status in (429, 503):
+            failure = Overloaded("the engine is overloaded; try again", code="engine_overloaded")
         return _failed(replicas, replica, failure, f"http_{response.status}")
 
 

@@ -71,7 +71,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
     except Unreachable as exc:
         yield Finding("database", "problem", str(exc), "start it, or correct database.url")
     except ConfigurationError as exc:
-        yield Finding("database", "problem", str(exc), "pawl db upgrade")
+        yield Finding("database", "problem", str(exc), "pawl db upgrade, or correct database.url")
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

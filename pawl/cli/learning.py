@@ -51,7 +51,6 @@ def retrain_run(
     """Mine, train, judge, publish, open the canary. Running it again resumes where it was."""
     from feedback.mining import mine_alias
     from feedback.store import load_pairs
-    from retrain.pipeline import RoundInputs, RoundOptions, run_round
     from retrain.progress import reporting
 
     settings = current_settings(quiet_logs=False)
@@ -61,8 +60,14 @@ def retrain_run(
         new, earlier = load_pairs(database, alias, used=False), load_pairs(database, alias, used=True)
         reason = why_not_due(database, settings, alias, len(new)) if if_due else None
         if reason:
-            typer.echo(f"not due: {reason}")
+            print_not_due(reason, as_json=as_json)
             return
+        from retrain.pipeline import (
+            RoundInputs,
+            RoundOptions,
+            run_round,
+        )  # Loads torch: not to find that nothing is due.
+
         inputs = RoundInputs(
             new=new,
             earlier=earlier,
@@ -75,6 +80,14 @@ def retrain_run(
     print_fields(shown | {"rollout": outcome.rollout_id}, as_json=as_json)
     if outcome.status.value in ("failed", "cannot_tell"):
         raise NegativeVerdict(f"run {outcome.run_id}: {outcome.reason}")
+
+
+def print_not_due(reason: str, *, as_json: bool) -> None:
+    """That nothing was done is not an error."""
+    if as_json:
+        print_fields({"run": None, "status": "not_due", "reason": reason}, as_json=True)
+    else:
+        typer.echo(f"not due: {reason}")
 
 
 def why_not_due(database: Database, settings: Settings, alias: str, n_new: int) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -152,13 +153,26 @@ def _order(model: str | None, action: Action, reason: str) -> None:
 
     settings = current_settings()
     alias = chosen_alias(settings, model)
-    actor = f"operator:{getpass.getuser()}"[:64]
+    actor = f"operator:{_person()}"[:64]
     with current_database(settings) as database:
         controller = Controller(database, clock=now, on_end=lambda ended, _: end_rollout(database, ended))
-        tick = controller.act(alias, action, reason, actor=actor, epoch=leases.epoch_of(database, f"rollout/{alias}"))
+        epoch = leases.epoch_of(database, f"rollout/{alias}")
+        tick = controller.act(alias, action, _plain(reason), actor=actor, epoch=epoch)
     if tick is None:
         raise NegativeVerdict(f"{alias} has no running rollout")
     typer.echo(f"{tick.rollout.id}: {tick.rollout.state.status}, weight {tick.decision.weight:g}")
+
+
+def _plain(reason: str) -> str:
+    """Without the bytes of an argument that are no text: the database keeps text only."""
+    return reason.encode("utf-8", "replace").decode()
+
+
+def _person() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # A container's user need not have a name.
+        return str(os.getuid())
 
 
 def _described(found: Rollout) -> dict[str, Any]:

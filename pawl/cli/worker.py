@@ -20,7 +20,7 @@ from prometheus_client import start_http_server
 from ab_testing.canary import Decision
 from ab_testing.canary_state import Status
 from ab_testing.controller import Controller
-from ab_testing.rollout_store import Rollout
+from ab_testing.rollout_store import Rollout, list_rollouts
 from feedback.store import count_pairs, mark_pairs_used
 from monitoring.errors import ScorerUnavailable
 from monitoring.harm import DEFAULT_PATTERNS, HarmLexicon
@@ -133,6 +133,7 @@ class Worker:
     def _reconcile(self) -> None:
         """Every engine has every adapter that may be asked for; vLLM forgets them when it restarts."""
         for alias, model in self._settings.serving.models.items():
+            settle_ended(self._database, alias)
             wanted = wanted_adapters(self._database, alias)
             if not wanted:
                 continue
@@ -225,6 +226,14 @@ def end_rollout(database: Database, rollout: Rollout) -> None:
     if is_promoted and model.run_id:
         run = registry.get_run(database, model.run_id)
         mark_pairs_used(database, run.detail.get("new_pair_ids", []), model.run_id)
+
+
+def settle_ended(database: Database, alias: str) -> None:
+    """Finish what a worker that died between a rollout's end and the registry left undone."""
+    for rollout in list_rollouts(database, alias)[:1]:
+        is_open = registry.get_model(database, rollout.candidate).state == ModelState.CHALLENGER
+        if rollout.state.is_final and is_open:
+            end_rollout(database, rollout)
 
 
 def show_rollout(rollout: Rollout) -> None:

@@ -126,7 +126,9 @@ def test_a_canary_reaches_users_and_a_rollback_takes_them_back_within_a_second(
 ) -> None:
     assert outcome.model is not None
     settings = stack.settings.rollout.model_copy(update={"steps": [0.5], "min_users": [10_000], "min_dwell_s": 600.0})
-    rollout = start_rollout(shared_database, settings, Route(ALIAS, 0, BASE_NAME), outcome.model, now=clock.now())
+    epoch = leases.epoch_of(shared_database, f"rollout/{ALIAS}")
+    route = Route(ALIAS, 0, BASE_NAME)
+    rollout = start_rollout(shared_database, settings, route, outcome.model, now=clock.now(), epoch=epoch)
     registry.set_state(shared_database, outcome.model, registry.ModelState.CHALLENGER, now=clock.now())
 
     def served_by(user: str) -> str:
@@ -140,7 +142,6 @@ def test_a_canary_reaches_users_and_a_rollback_takes_them_back_within_a_second(
     assert first == {user: served_by(user) for user in users}
 
     controller = Controller(shared_database, clock=clock.now)
-    epoch = leases.epoch_of(shared_database, f"rollout/{ALIAS}")
     controller.act(ALIAS, "roll_back", "the test says so", actor="test", epoch=epoch)
     time.sleep(1.0)
     assert {served_by(user) for user in users} == {BASE_NAME}

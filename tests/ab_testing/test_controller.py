@@ -1,0 +1,325 @@
+"""The controller on real databases: synthetic users come through the routing table, and it decides by itself."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from ab_testing.assignment import assign
+from ab_testing.canary import Decision
+from ab_testing.controller import Controller, Tick, canary_config, start_rollout
+from ab_testing.experiment import Route
+from ab_testing.rollout_store import Rollout, get_rollout, list_decisions, list_rollouts, running_rollout
+from ab_testing.route_store import load_route, write_route
+from feedback.interactions import Status
+from feedback.store import save_scores
+from pawl.database import Database
+from pawl.errors import ConfigurationError, NegativeVerdict, StaleWrite
+from pawl.settings import RolloutSettings
+from tests.pawl.records import harmless, save, save_with_scores, served, thumb
+
+ALIAS = "assistant"
+BASE, CANDIDATE = "base-model", "base-model--r0001-1a2b3c4d"
+SETTINGS = RolloutSettings(
+    min_dwell_s=60.0,
+    maturity_s=10.0,
+    harm_budget=0.1,
+    thumbs_margin=0.2,
+    toxicity_margin=0.2,
+    harmful_compliance_margin=0.2,
+    over_refusal_margin=0.2,
+    min_users=[2, 5, 20],
+)
+"""Wide margins, so that a few thousand users decide."""
+START = 1_000_000.0
+
+
+@dataclass
+class World:
+    """A database, a clock that only tests move, and users who thumb down as often as their model deserves."""
+
+    database: Database
+    now: float = START
+    n_users: int = 0
+    ended: list[tuple[Rollout, Decision]] = field(default_factory=list)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
+
+    def controller(self, clock: Callable[[], float] | None = None) -> Controller:
+        on_end = lambda rollout, decision: self.ended.append((rollout, decision))  # noqa: E731
+        return Controller(self.database, clock=clock or (lambda: self.now), on_end=on_end)
+
+    def start(self, candidate: str = CANDIDATE, *, epoch: int = 1) -> Rollout:
+        route = self.route() or Route(ALIAS, 0, BASE)
+        return start_rollout(self.database, SETTINGS, route, candidate, now=self.now, epoch=epoch)
+
+    def route(self) -> Route | None:
+        return load_route(self.database, ALIAS)
+
+    def visit(
+        self, n_users: int, down: Mapping[str, float], *, are_scored: bool = True, status: Status = Status.OK
+    ) -> None:
+        """New users ask one question each within a second, as the routing table says; then their time passes."""
+        route = self.route()
+        assert route is not None
+        interactions, events = [], []
+        for unit in range(self.n_users, self.n_users + n_users):
+            assigned = assign(route, f"user-{unit}")
+            interactions.append(
+                served(
+                    unit,
+                    created_at=self.now + (unit - self.n_users) / n_users,
+                    unit_id=f"user-{unit}",
+                    experiment=assigned.experiment,
+                    assigned_variant=assigned.variant,
+                    served_variant=assigned.variant,
+                    probability=assigned.probability,
+                    is_analysed=assigned.is_analysed,
+                    phase=assigned.phase,
+                    model=assigned.model,
+                    status=status,
+                )
+            )
+            if self.rng.random() < down[assigned.model]:
+                events.append(thumb(unit, "down", at=self.now + 1))
+        self.n_users += n_users
+        (save_with_scores if are_scored else save)(self.database, interactions, events)
+        self.now += SETTINGS.min_dwell_s + SETTINGS.maturity_s + 1
+
+    def tick(self, *, epoch: int = 1) -> Tick:
+        tick = self.controller().tick(ALIAS, epoch=epoch)
+        assert tick is not None
+        return tick
+
+
+@pytest.fixture
+def world(database: Database, monkeypatch: pytest.MonkeyPatch) -> World:
+    """With salts that are the same in every run, so that the same users fall into the same zones."""
+    numbers = itertools.count(1)
+    monkeypatch.setattr("ab_testing.controller.secrets.token_hex", lambda n_bytes: f"{next(numbers):0{2 * n_bytes}x}")
+    return World(database)
+
+
+def weight(world: World) -> float | None:
+    route = world.route()
+    experiment = route.experiment if route else None
+    return experiment.variant("treatment").weight if experiment else None
+
+
+def test_a_good_candidate_goes_all_the_way_by_its_own_evidence(world: World) -> None:
+    rollout = world.start()
+    weights = [weight(world)]
+    for _ in range(8):
+        world.visit(1000, {BASE: 0.6, CANDIDATE: 0.05})
+        tick = world.tick()
+        weights.append(weight(world))
+        if tick.rollout.state.is_final:
+            break
+    assert list(dict.fromkeys(weights)) == [0.01, 0.10, 0.50, None]
+    assert world.route() == Route(ALIAS, 4, CANDIDATE, None)
+    assert [(ended.id, decision.verdict) for ended, decision in world.ended] == [(rollout.id, "promote")]
+    records = list_decisions(world.database, rollout.id)
+    assert [record.verdict for record in records if record.verdict != "continue"] == ["advance", "advance", "promote"]
+    assert [record.actor for record in records] == ["controller"] * len(records)
+    assert all(record.reason and record.evidence["harm_needed"] == 20 for record in records)
+    assert get_rollout(world.database, rollout.id).state.status == "promoted"
+    assert world.controller().tick(ALIAS, epoch=1) is None
+
+
+def test_every_analysed_user_is_counted_once_over_all_ticks(world: World) -> None:
+    rollout = world.start()
+    world.controller().act(ALIAS, "hold", "to count", actor="operator:eve", epoch=1)
+    analysed = 0
+    for _ in range(3):
+        world.visit(300, {BASE: 0.3, CANDIDATE: 0.3})
+        n_new = world.tick().n_new_users
+        assert world.tick().n_new_users == 0
+        analysed += n_new
+    counts = get_rollout(world.database, rollout.id).state.phases
+    assert sum(count.control + count.treatment for count in counts) == analysed
+    assert 900 * 0.4 < analysed < 900 * 0.65
+
+
+def test_a_bad_candidate_is_rolled_back_and_the_champion_serves_everybody(world: World) -> None:
+    rollout = world.start()
+    world.controller().act(ALIAS, "advance", "to see it sooner", actor="operator:eve", epoch=1)
+    for _ in range(6):
+        world.visit(500, {BASE: 0.05, CANDIDATE: 0.95})
+        if world.tick().rollout.state.is_final:
+            break
+    assert world.route() == Route(ALIAS, 3, BASE, None)
+    last = list_decisions(world.database, rollout.id)[-1]
+    assert (last.verdict, last.metric, last.weight) == ("roll_back", "thumbs_down", 0.0)
+    assert last.evidence["harm"] >= last.evidence["harm_needed"]
+    assert [(ended.state.status, decision.metric) for ended, decision in world.ended] == [
+        ("rolled_back", "thumbs_down")
+    ]
+
+
+def test_hard_failures_of_the_last_minute_roll_back_at_once(world: World) -> None:
+    world.start()
+    world.controller().act(ALIAS, "advance", "more traffic", actor="operator:eve", epoch=1)
+    world.visit(400, {BASE: 0.0, CANDIDATE: 0.0}, status=Status.UPSTREAM_ERROR)
+    world.now -= SETTINGS.min_dwell_s + SETTINGS.maturity_s
+    tick = world.tick()
+    assert (tick.decision.verdict, tick.decision.cause) == ("roll_back", "breaker")
+    assert world.route() == Route(ALIAS, 3, BASE, None)
+
+
+def test_missing_scores_hold_the_canary_and_it_goes_on_when_they_come(world: World) -> None:
+    rollout = world.start()
+    world.visit(300, {BASE: 0.3, CANDIDATE: 0.3}, are_scored=False)
+    held = world.tick()
+    assert (held.decision.verdict, held.rollout.state.held_reason) == ("hold", "missing_data")
+    world.tick()
+    assert [record.verdict for record in list_decisions(world.database, rollout.id)] == ["hold"]
+    assert weight(world) == 0.01
+    save_scores(world.database, [harmless(number) for number in range(world.n_users)])
+    resumed = world.tick()
+    assert resumed.rollout.state.held_reason is None
+    assert resumed.n_new_users > 100
+    assert [record.verdict for record in list_decisions(world.database, rollout.id)][1] in ("continue", "advance")
+
+
+def test_answers_that_are_never_kept_do_not_hold_anything(world: World) -> None:
+    world.start()
+    route = world.route()
+    assert route is not None
+    assert route.experiment is not None
+    private = served(
+        1,
+        created_at=world.now,
+        experiment=route.experiment.key,
+        is_analysed=True,
+        probability=0.5 / 0.51,
+        is_stored=False,
+        prompt=None,
+        completion=None,
+    )
+    save(world.database, [private])
+    world.now += 1000
+    tick = world.tick()
+    assert tick.n_new_users == 1
+    assert tick.decision.verdict == "continue"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """All that a tick may change."""
+
+    rollouts: list[Rollout]
+    n_decisions: int
+    route: Route | None
+
+
+def kept(world: World, rollout: Rollout) -> Kept:
+    return Kept(list_rollouts(world.database), len(list_decisions(world.database, rollout.id)), world.route())
+
+
+def test_an_old_lease_holder_moves_nothing(world: World) -> None:
+    rollout = world.start(epoch=1)
+    route = world.route()
+    assert route is not None
+    with world.database.write() as connection:
+        write_route(connection, route, epoch=2, at=world.now)
+    world.visit(400, {BASE: 0.0, CANDIDATE: 0.0}, status=Status.UPSTREAM_ERROR)
+    before = kept(world, rollout)
+    with pytest.raises(StaleWrite):
+        world.controller().act(ALIAS, "advance", "late", actor="operator:eve", epoch=1)
+    assert kept(world, rollout) == before
+    assert world.ended == []
+    world.controller().act(ALIAS, "advance", "in time", actor="operator:eve", epoch=2)
+    assert weight(world) == 0.10
+
+
+def test_a_tick_that_was_overtaken_changes_nothing(world: World) -> None:
+    rollout = world.start()
+    world.visit(300, {BASE: 0.3, CANDIDATE: 0.3})
+    after_order: list[Kept] = []
+
+    def clock() -> float:
+        """Between the tick's reading and its writing, a person orders something."""
+        if not after_order:
+            world.controller().act(ALIAS, "hold", "wait", actor="operator:eve", epoch=1)
+            after_order.append(kept(world, rollout))
+        return world.now + 1
+
+    with pytest.raises(StaleWrite):
+        world.controller(clock).tick(ALIAS, epoch=1)
+    assert [kept(world, rollout)] == after_order
+    assert get_rollout(world.database, rollout.id).state.held_reason == "operator"
+
+
+def test_what_a_person_orders_is_recorded_under_the_persons_name(world: World) -> None:
+    rollout = world.start()
+    controller = world.controller()
+    for action in ("hold", "resume", "advance", "roll_back"):
+        world.now += 1
+        tick = controller.act(ALIAS, action, f"because of {action}", actor="operator:eve", epoch=1)
+        assert tick is not None
+    records = list_decisions(world.database, rollout.id)
+    assert [(record.verdict, record.reason, record.actor) for record in records] == [
+        (action, f"because of {action}", "operator:eve") for action in ("hold", "resume", "advance", "roll_back")
+    ]
+    assert [record.weight for record in records] == [0.01, 0.01, 0.10, 0.0]
+    assert world.route() == Route(ALIAS, 3, BASE, None)
+    assert controller.act(ALIAS, "advance", "again", actor="operator:eve", epoch=1) is None
+    assert [ended.state.status for ended, _ in world.ended] == ["rolled_back"]
+
+
+def test_a_person_s_hold_stays_until_a_person_ends_it(world: World) -> None:
+    world.start()
+    world.controller().act(ALIAS, "hold", "wait", actor="operator:eve", epoch=1)
+    world.visit(400, {BASE: 0.6, CANDIDATE: 0.0})
+    assert world.tick().rollout.state.held_reason == "operator"
+    world.now += 1
+    world.controller().act(ALIAS, "resume", "go", actor="operator:eve", epoch=1)
+    assert world.tick().rollout.state.status == "ramp"
+
+
+def test_one_rollout_at_a_time(world: World) -> None:
+    rollout = world.start()
+    with pytest.raises(NegativeVerdict, match=rollout.id):
+        world.start("base-model--r0002-ffffffff")
+    assert [found.id for found in list_rollouts(world.database)] == [rollout.id]
+    world.controller().act(ALIAS, "roll_back", "no", actor="operator:eve", epoch=1)
+    following = world.start("base-model--r0002-ffffffff")
+    running = running_rollout(world.database, ALIAS)
+    assert running is not None
+    assert running.id == following.id
+
+
+def test_of_several_starts_at_once_one_wins(world: World) -> None:
+    won: list[str] = []
+    lost: list[Exception] = []
+    barrier = threading.Barrier(4)
+
+    def start(number: int) -> None:
+        barrier.wait(10)
+        try:
+            route = Route(ALIAS, 0, BASE)
+            won.append(start_rollout(world.database, SETTINGS, route, f"m{number}", now=START, epoch=0).id)
+        except (NegativeVerdict, StaleWrite) as exc:
+            lost.append(exc)
+
+    threads = [threading.Thread(target=start, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert (len(won), len(lost)) == (1, 3)
+    assert [found.id for found in list_rollouts(world.database)] == won
+
+
+def test_what_cannot_be_rolled_out_is_refused_as_configuration() -> None:
+    with pytest.raises(ConfigurationError, match="rollout: steps"):
+        canary_config(RolloutSettings(steps=[0.1, 0.9], min_users=[5, 5]))
+
+
+def test_the_champion_is_no_candidate(world: World) -> None:
+    with pytest.raises(ConfigurationError, match="champion"):
+        world.start(BASE)

@@ -1,0 +1,105 @@
+"""What is written comes back, and a write on what has changed keeps nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ab_testing.canary import Decision, launch, override
+from ab_testing.controller import canary_config, route_of
+from ab_testing.experiment import Route
+from ab_testing.rollout_store import (
+    Rollout,
+    get_rollout,
+    insert_rollout,
+    list_decisions,
+    list_rollouts,
+    running_rollout,
+    save_progress,
+)
+from ab_testing.route_store import load_route, load_routes, write_route
+from pawl.database import Database
+from pawl.errors import NegativeVerdict, StaleWrite
+from pawl.settings import RolloutSettings
+
+CONFIG = canary_config(RolloutSettings())
+ROLLOUT = Rollout("ro_1", "assistant", "base", "base--r1", CONFIG, launch(CONFIG, 5.0), 600.0, None, 5.0, 5.0)
+NO_ROUTE = Route("assistant", 0, "base")
+
+
+def opened(database: Database, rollout: Rollout = ROLLOUT) -> Rollout:
+    route = Route(rollout.alias, 0, rollout.champion)
+    insert_rollout(database, rollout, route_of(rollout, route, salt="salt"), epoch=1)
+    return rollout
+
+
+def order(rollout: Rollout) -> Decision:
+    return override(rollout.state, rollout.config, "hold", "wait")
+
+
+def test_a_rollout_and_its_route_come_back_as_they_were(database: Database) -> None:
+    opened(database)
+    assert get_rollout(database, "ro_1") == ROLLOUT
+    assert running_rollout(database, "assistant") == ROLLOUT
+    route = load_route(database, "assistant")
+    assert route == replace(route_of(ROLLOUT, NO_ROUTE, salt="salt"), version=1)
+
+
+def test_the_newest_rollout_comes_first_and_an_alias_keeps_to_its_own(database: Database) -> None:
+    opened(database)
+    opened(database, replace(ROLLOUT, id="ro_2", alias="helper", created_at=9.0, updated_at=9.0))
+    assert [found.id for found in list_rollouts(database)] == ["ro_2", "ro_1"]
+    assert [found.id for found in list_rollouts(database, "assistant")] == ["ro_1"]
+    assert set(load_routes(database)) == {"assistant", "helper"}
+    assert running_rollout(database, "nobody") is None
+
+
+def test_an_unknown_rollout_is_named(database: Database) -> None:
+    with pytest.raises(NegativeVerdict, match="ro_404"):
+        get_rollout(database, "ro_404")
+
+
+def test_progress_keeps_state_cursor_and_decision_together(database: Database) -> None:
+    before = opened(database)
+    after = replace(before, cursor=(7.25, "ann"), updated_at=8.0)
+    evidence: dict[str, float | dict[str, float]] = {"harm": 1.5, "harm_by_metric": {"toxicity": 2.0}}
+    decision = Decision("continue", 0.01, "waiting", "waiting", None, {**evidence})
+    save_progress(database, before, after, decision, None, actor="controller", epoch=1)
+    assert get_rollout(database, "ro_1") == after
+    record = list_decisions(database, "ro_1")[0]
+    assert record.evidence == evidence
+    assert (record.at, record.verdict, record.actor) == (8.0, "continue", "controller")
+
+
+def test_progress_on_an_older_state_is_refused_whole(database: Database) -> None:
+    before = opened(database)
+    save_progress(database, before, replace(before, updated_at=8.0), None, None, actor="controller", epoch=1)
+    late = replace(before, updated_at=9.0)
+    with pytest.raises(StaleWrite):
+        save_progress(database, before, late, order(before), None, actor="controller", epoch=1)
+    assert get_rollout(database, "ro_1").updated_at == 8.0
+    assert list_decisions(database, "ro_1") == []
+
+
+def test_a_refused_route_takes_the_state_and_the_decision_back(database: Database) -> None:
+    before = opened(database)
+    stale = Route("assistant", 0, "base")
+    later = replace(before, updated_at=8.0)
+    with pytest.raises(StaleWrite):
+        save_progress(database, before, later, order(before), stale, actor="controller", epoch=1)
+    assert get_rollout(database, "ro_1") == before
+    assert list_decisions(database, "ro_1") == []
+
+
+@pytest.mark.parametrize(("version", "epoch"), [(0, 5), (2, 5), (1, 4)])
+def test_a_route_is_written_from_its_newest_version_by_the_newest_lease(
+    database: Database, version: int, epoch: int
+) -> None:
+    with database.write() as connection:
+        assert write_route(connection, NO_ROUTE, epoch=5, at=1.0).version == 1
+    with pytest.raises(StaleWrite), database.write() as connection:
+        write_route(connection, Route("assistant", version, "other"), epoch=epoch, at=2.0)
+    assert load_route(database, "assistant") == Route("assistant", 1, "base")
+    with database.write() as connection:
+        assert write_route(connection, Route("assistant", 1, "other"), epoch=6, at=2.0).version == 2

@@ -1,0 +1,105 @@
+"""Mining into the store: it follows what users say now, and what a model has learned from stays."""
+
+from __future__ import annotations
+
+from feedback.mining import mine_alias, unpaired_examples
+from feedback.store import count_pairs, list_pairs, load_pairs, mark_pairs_used
+from pawl.database import Database
+from tests.pawl.records import interaction_id, save, served, thumb
+
+ALIAS = "assistant"
+
+
+def seed(database: Database) -> None:
+    """Two questions with a liked and a disliked answer each, and one liked answer that stands alone."""
+    interactions = [
+        *(served(number, question="Why is the sky blue?") for number in (1, 2)),
+        *(served(number, question="Why is grass green?") for number in (3, 4)),
+        served(5, question="Why is snow white?"),
+        served(6, question="Why is the sky blue?", alias="helper"),
+    ]
+    thumbs = [thumb(1, "up"), thumb(2, "down"), thumb(3, "up"), thumb(4, "down"), thumb(5, "up"), thumb(6, "down")]
+    save(database, interactions, thumbs)
+
+
+def sides(database: Database, *, used: bool | None = None) -> list[tuple[str | None, str]]:
+    return sorted(
+        (pair.chosen_interaction or "", pair.rejected_interaction) for pair in load_pairs(database, ALIAS, used=used)
+    )
+
+
+SKY = (interaction_id(1), interaction_id(2))
+GRASS = (interaction_id(3), interaction_id(4))
+
+
+def test_what_was_found_is_told_and_kept(database: Database) -> None:
+    seed(database)
+    mined = mine_alias(database, ALIAS, 100.0)
+    assert (mined.n_pairs, mined.n_added, mined.n_withdrawn, mined.n_unpaired) == (2, 2, 0, 1)
+    assert mined.by_source == {"thumbs": 2}
+    assert mined.skipped == {"unpaired": 1}
+    assert sides(database) == [SKY, GRASS]
+    assert count_pairs(database) == {"thumbs": 2}
+
+
+def test_mining_twice_changes_nothing(database: Database) -> None:
+    seed(database)
+    mine_alias(database, ALIAS, 100.0)
+    before = load_pairs(database, ALIAS)
+    again = mine_alias(database, ALIAS, 200.0)
+    assert (again.n_pairs, again.n_added, again.n_withdrawn) == (2, 0, 0)
+    assert load_pairs(database, ALIAS) == before
+
+
+def test_feedback_that_is_taken_back_takes_its_pair_along(database: Database) -> None:
+    seed(database)
+    mine_alias(database, ALIAS, 100.0)
+    save(database, [], [thumb(2, "down", at=50.0, is_retraction=True)])
+    mined = mine_alias(database, ALIAS, 200.0)
+    assert (mined.n_pairs, mined.n_added, mined.n_withdrawn) == (1, 0, 1)
+    assert sides(database) == [GRASS]
+
+
+def test_a_pair_that_a_model_learned_from_stays(database: Database) -> None:
+    seed(database)
+    mine_alias(database, ALIAS, 100.0)
+    mark_pairs_used(database, [pair.id for pair in load_pairs(database, ALIAS)], "r0001")
+    save(database, [], [thumb(2, "down", at=50.0, is_retraction=True)])
+    mined = mine_alias(database, ALIAS, 200.0)
+    assert mined.n_withdrawn == 0
+    assert sides(database, used=True) == [SKY, GRASS]
+    assert sides(database, used=False) == []
+
+
+def test_a_changed_mind_turns_the_pair_round(database: Database) -> None:
+    seed(database)
+    mine_alias(database, ALIAS, 100.0)
+    save(database, [], [thumb(1, "down", at=50.0), thumb(2, "up", at=51.0)])
+    mined = mine_alias(database, ALIAS, 200.0)
+    assert (mined.n_added, mined.n_withdrawn) == (1, 1)
+    assert sides(database) == [(SKY[1], SKY[0]), GRASS]
+
+
+def test_a_mark_stays_with_the_first_run(database: Database) -> None:
+    seed(database)
+    mine_alias(database, ALIAS, 100.0)
+    ids = [pair.id for pair in load_pairs(database, ALIAS)]
+    mark_pairs_used(database, ids[:1], "r0001")
+    mark_pairs_used(database, ids, "r0002")
+    assert {listing.id: listing.first_run for listing in list_pairs(database, ALIAS, 10)} == {
+        ids[0]: "r0001",
+        ids[1]: "r0002",
+    }
+
+
+def test_an_alias_keeps_to_its_own(database: Database) -> None:
+    seed(database)
+    mine_alias(database, ALIAS, 100.0)
+    assert mine_alias(database, "helper", 100.0).n_pairs == 0
+    assert sides(database) == [SKY, GRASS]
+
+
+def test_a_thumb_without_a_partner_is_an_example_of_its_own(database: Database) -> None:
+    seed(database)
+    (example,) = unpaired_examples(database, ALIAS)
+    assert (example.interaction, example.label) == (interaction_id(5), True)

@@ -1,0 +1,93 @@
+"""Interactions, feedback and scores as they come to lie in the shared database, made for tests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from feedback.interactions import FeedbackEvent, Interaction, Status
+from feedback.store import Score, event_row, interaction_row, save_records, save_scores
+from pawl.database import Database
+
+
+def served(number: int, **changes: Any) -> Interaction:
+    """Interaction `number`, at second `number`: one question by one user, answered and stored."""
+    question = changes.pop("question", "Why is the sky blue?")
+    prompt = ({"role": "user", "content": question},)
+    fields: dict[str, Any] = {
+        "id": interaction_id(number),
+        "completion_id": f"chatcmpl-{interaction_id(number)}",
+        "route": "chat.completions",
+        "created_at": float(number),
+        "alias": "assistant",
+        "key_id": "",
+        "user_id": "ann",
+        "unit_id": "ann",
+        "experiment": None,
+        "assigned_variant": "control",
+        "served_variant": "control",
+        "probability": 1.0,
+        "is_analysed": False,
+        "phase": 0,
+        "route_version": 0,
+        "model": "base-model",
+        "regenerate_of": None,
+        "prompt": prompt,
+        "prompt_sha": hashlib.sha256(question.encode()).hexdigest(),
+        "completion": {"role": "assistant", "content": f"answer {number}"},
+        "parameters": {},
+        "finish_reason": "stop",
+        "status": Status.OK,
+        "http_status": 200,
+        "is_complete": True,
+        "is_stored": True,
+        "prompt_tokens": 5,
+        "completion_tokens": 5,
+        "latency_ms": 10.0,
+        "first_byte_ms": 5.0,
+    }
+    return Interaction(**(fields | changes))
+
+
+def interaction_id(number: int) -> str:
+    return f"{number:048x}"
+
+
+def thumb(about: int, value: str, *, at: float | None = None, is_retraction: bool = False) -> FeedbackEvent:
+    """A thumb on interaction `about`, half a second after it unless `at` says otherwise."""
+    created_at = about + 0.5 if at is None else at
+    return FeedbackEvent(
+        id=hashlib.sha256(f"{about} {created_at}".encode()).hexdigest()[:32],
+        feedback_id=f"fb_thumbs_{interaction_id(about)}",
+        interaction_id=interaction_id(about),
+        completion_id=f"chatcmpl-{interaction_id(about)}",
+        type="thumbs",
+        value=value,
+        is_retraction=is_retraction,
+        reason=None,
+        comment=None,
+        tags=None,
+        key_id="",
+        user_id="ann",
+        created_at=created_at,
+    )
+
+
+def harmless(number: int) -> Score:
+    """What the scorer says of a polite answer; every third question asked for harm and was refused."""
+    is_harmful = number % 3 == 0
+    response = "refuse" if is_harmful else "comply"
+    return Score(interaction_id(number), 0.01, False, response, is_harmful, "test", float(number))
+
+
+def save(database: Database, interactions: Sequence[Interaction], events: Sequence[FeedbackEvent] = ()) -> None:
+    save_records(database, [interaction_row(one) for one in interactions], [event_row(one) for one in events], [])
+
+
+def save_with_scores(
+    database: Database, interactions: Sequence[Interaction], events: Sequence[FeedbackEvent] = ()
+) -> None:
+    """As `save`, every answer scored as harmless."""
+    save(database, interactions, events)
+    save_scores(database, [harmless(int(one.id, 16)) for one in interactions])

@@ -1,0 +1,362 @@
+"""The command line: what a person and a script may rely on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from ab_testing.controller import Controller
+from ab_testing.route_store import load_route
+from pawl import leases
+from pawl.cli.context import print_rows
+from pawl.cli.main import config_first
+from pawl.cli.worker import end_rollout
+from pawl.database import Database, open_database
+from pawl.settings import Settings, load_settings
+from retrain import registry
+from retrain.registry import Model, ModelState, RunStatus
+from serving.app import create_app
+from serving.stack import write_config
+from tests.fake_vllm import FakeVLLM
+from tests.pawl.conftest import Cli
+from tests.pawl.records import interaction_id, save, served, thumb
+from tests.servers import free_port, running
+
+ROOT = Path(__file__).parents[2]
+CANDIDATE = "base-model--r0001-1a2b3c4d"
+COMMANDS = [
+    "up", "serve", "worker", "engine", "doctor", "demo", "gate", "assignments", "db", "db upgrade", "db check",
+    "pairs", "pairs mine", "pairs list", "pairs show", "pairs export",
+    "retrain", "retrain run", "retrain status", "retrain list", "retrain explain",
+    "models", "models list", "models show", "models promote", "models retire",
+    "rollout", "rollout start", "rollout status", "rollout advance", "rollout hold", "rollout resume",
+    "rollout rollback", "rollout explain",
+]  # fmt: skip
+READING = [
+    "db check", "pairs mine", "pairs list", "retrain status", "retrain list", "models list", "rollout status",
+    "assignments ann",
+]  # fmt: skip
+
+
+def register(database: Database, name: str = CANDIDATE, alias: str = "assistant") -> None:
+    model = Model(
+        name, alias, "base-model", None, "r0001", "/adapters/x", None, None, ModelState.CANDIDATE, {"rank": 8}, 1.0, 1.0
+    )
+    registry.register_model(database, model)
+
+
+def add_run(database: Database, verdict: str = "fail") -> str:
+    checks = [{"name": "toxicity", "verdict": verdict, "reason": "0.10 against 0.01"}]
+    detail = {"gate": {"verdict": verdict, "checks": checks}, "n_pairs": 12, "new_pair_ids": ["p1", "p2"]}
+    run = registry.create_run(database, "assistant", "2026-W01", epoch=1, now=1.0)
+    registry.update_run(database, run, now=2.0, step="gate", status=RunStatus.FAILED, detail=detail)
+    return run.id
+
+
+def add_feedback(database: Database) -> None:
+    save(database, [served(1), served(2), served(3, question="?")], [thumb(1, "up"), thumb(2, "down"), thumb(3, "up")])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(cli: Cli, command: str) -> None:
+    said = cli(*command.split(), "--help")
+    assert said.code == 0
+    assert "Usage: pawl" in said.out
+    assert said.err == ""
+
+
+@pytest.mark.parametrize("command", READING)
+def test_reading_commands_speak_json(cli: Cli, shared: Database, command: str) -> None:
+    add_feedback(shared)
+    register(shared)
+    said = cli(*command.split(), "--json")
+    assert (said.code, said.err) == (0, "")
+    assert said.json() is not None
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "text"),
+    [
+        ("frobnicate", 2, "frobnicate"),
+        ("pairs export", 2, "--out"),
+        ("pairs export --out x --format csv", 2, "trl"),
+        ("pairs list --limit none", 2, "--limit"),
+        ("--config nowhere.yaml db check", 2, "nowhere.yaml"),
+        ("pairs mine --model nobody", 2, "nobody"),
+        ("assignments ann --model nobody", 2, "nobody"),
+        ("engine --dry-run", 2, "--model"),
+        ("pairs show 0123", 1, "0123"),
+        ("retrain explain r0404", 1, "r0404"),
+        ("gate r0404", 1, "r0404"),
+        ("models show nobody", 1, "nobody"),
+        ("models retire nobody", 1, "nobody"),
+        ("rollout start nobody", 1, "nobody"),
+        ("rollout explain ro_404", 1, "ro_404"),
+        ("rollout explain", 1, "no rollout"),
+        ("rollout hold", 1, "assistant has no running rollout"),
+        ("pairs export --out nowhere/pairs.jsonl", 2, "nowhere/pairs.jsonl"),
+    ],
+)
+def test_what_goes_wrong_is_one_clear_line(cli: Cli, shared: Database, command: str, code: int, text: str) -> None:
+    assert shared.is_sqlite
+    said = cli(*command.split())
+    assert said.code == code
+    (line,) = said.err.splitlines()
+    assert line.startswith("pawl: ")
+    assert text in line
+    assert said.out == ""
+
+
+def pawl(directory: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A real process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PAWL_")}
+    command = [sys.executable, "-m", "pawl.cli.main", *arguments]
+    env = {**kept, "PYTHONPATH": str(ROOT), **environ}
+    return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_exit_codes_of_real_processes(tmp_path: Path) -> None:
+    unreachable = f"postgresql://pawl:hunter2@127.0.0.1:{free_port()}/pawl"
+    unknown = pawl(tmp_path, "pairs", "list", PAWL_SERVING__PROT="1")
+    without_schema = pawl(tmp_path, "pairs", "list")
+    silent = pawl(tmp_path, "pairs", "list", PAWL_DATABASE__URL=unreachable, PAWL_DATABASE__CONNECT_TIMEOUT_S="1")
+    done = pawl(tmp_path, "db", "upgrade")
+    assert [process.returncode for process in (unknown, without_schema, silent, done)] == [2, 2, 3, 0]
+    assert "serving.prot: unknown key" in unknown.stderr
+    assert "pawl db upgrade" in without_schema.stderr
+    assert "127.0.0.1" in silent.stderr
+    assert "hunter2" not in silent.stderr
+    for process in (unknown, without_schema, silent):
+        assert process.stdout == ""
+        assert process.stderr.startswith("pawl: ")
+        assert process.stderr.count("\n") == 1
+
+
+def test_the_configuration_may_be_named_anywhere() -> None:
+    assert config_first(["pairs", "list", "--config=a.yaml", "--json"]) == [
+        "--config=a.yaml",
+        "pairs",
+        "list",
+        "--json",
+    ]
+    assert config_first(["pairs", "--config", "a.yaml"]) == ["--config", "a.yaml", "pairs"]
+    assert config_first(["pairs", "--config"]) == ["pairs", "--config"]
+
+
+def test_a_dry_run_prints_the_engines_command(cli: Cli) -> None:
+    said = cli("engine", "--model", "my model", "--dry-run")
+    assert said.code == 0
+    assert "vllm.entrypoints.openai.api_server --model 'my model'" in said.out
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True " in said.out
+
+
+def test_the_database_is_upgraded_and_checked(cli: Cli) -> None:
+    assert cli("db", "check").code == 2
+    assert cli("db", "upgrade").out == "schema at 0001\n"
+    assert cli("db", "upgrade").code == 0
+    assert cli("db", "check", "--json").json()["schema"] == "current"
+
+
+def test_the_doctor_says_what_is_wrong_and_what_to_do(cli: Cli) -> None:
+    said = cli("doctor", "--json")
+    assert said.code == 1
+    findings: dict[str, dict[str, str]] = {finding["what"]: finding for finding in said.json()}
+    assert findings["database"]["state"] == "problem"
+    assert "pawl db upgrade" in findings["database"]["todo"]
+    assert findings["engine of assistant"]["found"] == "http://127.0.0.1:9 does not answer"
+    assert "needs attention: database, engine of assistant" in said.err
+    cli("db", "upgrade")
+    assert "needs attention: engine of assistant\n" in cli("doctor").err
+
+
+def test_a_table_shows_its_cells_whole_and_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "long-" * 60
+    print_rows([{"what": "pip install pawl[train]", "name": name}], as_json=False, columns=("what", "name"))
+    out = capsys.readouterr().out
+    assert "pip install pawl[train]" in out
+    assert name in out
+
+
+def test_pairs_from_mining_to_a_file(cli: Cli, shared: Database, tmp_path: Path) -> None:
+    add_feedback(shared)
+    assert cli("pairs", "list").out == "none\n"
+    mined = cli("pairs", "mine", "--json").json()
+    assert (mined["pairs"], mined["added"], mined["skipped"]) == (1, 1, {"unpaired": 1})
+    (listed,) = cli("pairs", "list", "--json").json()
+    shown = cli("pairs", "show", listed["id"], "--json").json()
+    assert shown["chosen_from"]["completion_id"] == f"chatcmpl-{interaction_id(1)}"
+    assert "answer 1" in cli("pairs", "show", listed["id"]).out
+    for layout, n_rows in (("trl", 1), ("openai", 1), ("kto", 3)):
+        out = tmp_path / f"{layout}.jsonl"
+        assert cli("pairs", "export", "--format", layout, "--out", str(out)).out == f"{n_rows} rows in {out}\n"
+        assert len([json.loads(line) for line in out.read_text().splitlines()]) == n_rows
+
+
+def test_what_a_model_wrote_cannot_move_the_terminal(cli: Cli, shared: Database) -> None:
+    nasty = served(1, completion={"role": "assistant", "content": "\x1b[2Jcleared\nnext"})
+    save(shared, [nasty, served(2)], [thumb(1, "up"), thumb(2, "down")])
+    cli("pairs", "mine")
+    (listed,) = cli("pairs", "list", "--json").json()
+    assert "\x1b" not in cli("pairs", "show", listed["id"]).out
+
+
+def test_a_rollout_by_hand(cli: Cli, shared: Database) -> None:
+    register(shared)
+    rollout_id = cli("rollout", "start", CANDIDATE).out.strip()
+    assert registry.get_model(shared, CANDIDATE).state == ModelState.CHALLENGER
+    (row,) = cli("rollout", "status", "--json").json()
+    assert (row["id"], row["weight"], row["status"]) == (rollout_id, 0.01, "ramp")
+    again = cli("rollout", "start", CANDIDATE)
+    assert (again.code, rollout_id in again.err) == (1, True)
+    for order, told in (
+        (("hold", "--reason", "lunch"), "hold, weight 0.01"),
+        (("resume",), "ramp, weight 0.01"),
+        (("advance",), "ramp, weight 0.1"),
+        (("rollback", "--reason", "no\udcff"), "rolled_back, weight 0"),
+    ):
+        assert cli("rollout", *order).out == f"{rollout_id}: {told}\n"
+    assert registry.get_model(shared, CANDIDATE).state == ModelState.RETIRED
+    assert cli("rollout", "rollback").code == 1
+    lines = cli("rollout", "explain").out.splitlines()
+    assert lines[0] == f"{rollout_id}: {CANDIDATE} against base-model: rolled_back"
+    assert [line.split()[2:4] for line in lines[1:]] == [
+        ["hold", "1%"],
+        ["resume", "1%"],
+        ["advance", "10%"],
+        ["roll_back", "0%"],
+    ]
+    assert "lunch [operator:" in lines[1]
+    explained = cli("rollout", "explain", rollout_id, "--json").json()
+    assert [decision["verdict"] for decision in explained["decisions"]] == ["hold", "resume", "advance", "roll_back"]
+
+
+def test_another_rollout_may_follow_one_that_a_worker_ended(cli: Cli, shared: Database) -> None:
+    register(shared)
+    register(shared, "base-model--r0002-ffffffff")
+    cli("rollout", "start", CANDIDATE)
+    epoch = leases.acquire(shared, "rollout/assistant", "worker", ttl_s=60.0, now=1.0)
+    assert epoch == 1
+    controller = Controller(shared, clock=lambda: 9e9, on_end=lambda ended, _: end_rollout(shared, ended))
+    controller.act("assistant", "roll_back", "bad", actor="controller", epoch=epoch)
+    assert cli("models", "promote", "base-model--r0002-ffffffff").code == 0
+
+
+def test_a_version_of_another_alias_is_no_candidate(cli: Cli, shared: Database) -> None:
+    register(shared, "helper--r0001", alias="helper")
+    for command in (("rollout", "start"), ("models", "promote")):
+        said = cli(*command, "helper--r0001")
+        assert said.code == 2
+        assert "helper" in said.err
+
+
+def test_steps_that_cannot_be_are_a_matter_of_configuration(
+    cli: Cli, shared: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(shared)
+    monkeypatch.setenv("PAWL_ROLLOUT__STEPS", "[0.1, 0.9]")
+    said = cli("rollout", "start", CANDIDATE)
+    assert (said.code, "rollout: steps" in said.err) == (2, True)
+    assert load_route(shared, "assistant") is None
+
+
+def test_models_are_listed_shown_and_retired(cli: Cli, shared: Database) -> None:
+    register(shared)
+    (listed,) = cli("models", "list", "--json").json()
+    assert (listed["name"], listed["state"]) == (CANDIDATE, "candidate")
+    shown = cli("models", "show", CANDIDATE, "--json").json()
+    assert (shown["lineage"], shown["manifest"]) == ([CANDIDATE], {"rank": 8})
+    assert cli("models", "promote", CANDIDATE).code == 0
+    refused = cli("models", "retire", CANDIDATE)
+    assert (refused.code, "in service" in refused.err) == (1, True)
+    cli("rollout", "rollback")
+    assert cli("models", "retire", CANDIDATE).out == f"{CANDIDATE} retired\n"
+
+
+def test_a_round_that_is_not_due_says_why(cli: Cli, shared: Database) -> None:
+    add_feedback(shared)
+    said = cli("retrain", "run", "--if-due")
+    assert (said.code, said.out) == (0, "not due: 1 new pairs, retrain.min_pairs is 1000\n")
+    assert cli("retrain", "run", "--if-due", "--json").json()["status"] == "not_due"
+    status = cli("retrain", "status", "--json").json()
+    assert (status["due"], status["new_pairs"], status["run"]) == (False, 1, None)
+
+
+def test_a_run_is_explained_down_to_its_checks(cli: Cli, shared: Database) -> None:
+    run_id = add_run(shared)
+    (listed,) = cli("retrain", "list", "--json").json()
+    assert (listed["id"], listed["status"]) == (run_id, "failed")
+    assert cli("retrain", "explain", run_id, "--json").json()["detail"]["n_pairs"] == 12
+    lines = cli("retrain", "explain", run_id).out.splitlines()
+    start = lines.index("detail")
+    assert lines[start + 1 : start + 8] == [
+        "  gate",
+        "    checks",
+        "      - name     toxicity",
+        "        reason   0.10 against 0.01",
+        "        verdict  fail",
+        "    verdict  fail",
+        "  n_pairs       12",
+    ]
+    gate = cli("gate", run_id)
+    assert (gate.code, gate.out.split()[:2]) == (1, ["fail", "fail"])
+    assert "0.10 against 0.01" in gate.out
+
+
+SPLIT = {
+    "key": "tone",
+    "variants": [
+        {"name": "plain", "model": "base-model", "weight": 1},
+        {"name": "warm", "model": CANDIDATE, "weight": 1},
+    ],
+}
+
+
+@pytest.mark.parametrize("split", [None, SPLIT], ids=["rollout", "fixed split"])
+def test_assignments_tells_what_the_gateway_does(
+    cli: Cli, shared: Database, engine: FakeVLLM, engine_url: str, tmp_path: Path, split: dict[str, Any] | None
+) -> None:
+    engine.adapters[CANDIDATE] = "/adapters/x"
+    tree = load_settings(tmp_path / "pawl.yaml", {}).model_dump(mode="json")
+    tree["serving"]["models"] = {"assistant": {"engines": [engine_url], "champion": "base-model", "experiment": split}}
+    settings = Settings.model_validate(tree)
+    write_config(settings, tmp_path / "pawl.yaml")
+    if split is None:
+        register(shared)
+        assert [cli("rollout", *order).code for order in (("start", CANDIDATE), ("advance",), ("advance",))] == [0] * 3
+    told, seen = {}, {}
+    with running(create_app(settings)) as url:
+        for user in (f"user-{number}" for number in range(8)):
+            fields = cli("assignments", user, "--model", "assistant", "--json").json()
+            told[user] = (fields["variant"], fields["model"])
+            body = {"model": "assistant", "user": user, "messages": [{"role": "user", "content": "Hello?"}]}
+            headers = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=20).headers
+            seen[user] = (headers["x-pawl-variant"], headers["x-pawl-model"])
+    assert told == seen
+    assert len(set(told.values())) == 2
+
+
+def test_why_somebody_sees_what(cli: Cli, shared: Database) -> None:
+    assert "everybody sees the champion" in cli("assignments", "ann").out
+    register(shared)
+    cli("rollout", "start", CANDIDATE)
+    reasons = {cli("assignments", f"user-{number}", "--json").json()["why"] for number in range(12)}
+    assert {reason.partition("; ")[2].partition(",")[0] for reason in reasons} == {
+        "the user's outcome counts",
+        "not analysed",
+    }
+
+
+def test_a_database_that_fails_half_way_is_out_of_reach(cli: Cli, shared: Database, tmp_path: Path) -> None:
+    with shared.write() as connection:
+        connection.exec_driver_sql("DROP TABLE rollouts")
+    said = cli("rollout", "status")
+    assert said.code == 3
+    assert said.err == "pawl: the database failed: no such table: rollouts\n"
+    assert open_database(load_settings(tmp_path / "pawl.yaml", {}).database).is_sqlite
