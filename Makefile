@@ -26,8 +26,9 @@ tools:
 demo: app engine
 	$(PY) -m pawl.cli.main demo
 
+up: export HF_HUB_OFFLINE = 0
 up: app engine
-	HF_HUB_OFFLINE=$(if $(MODEL),0,1) $(PY) -m pawl.cli.main up $(if $(MODEL),--model $(MODEL))
+	$(PY) -m pawl.cli.main up $(if $(MODEL),--model $(MODEL))
 
 test: app engine tools
 	$(PY) -m pytest

@@ -15,7 +15,7 @@ from practice.topics import TASKS, Task, TaskKind
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raise this whenever the meaning of the generated world changes."""
 
 

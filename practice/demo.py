@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx2
 import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -180,11 +182,9 @@ class Demo:
             scoring = self.settings.worker.scoring
             self._scorer = load_scorer(scoring.toxicity_checkpoint, scoring.toxicity_config_dir)
         used = load_pairs(self.database, ALIAS, used=True)
-        new = load_pairs(self.database, ALIAS, used=False) or used
+        new = load_pairs(self.database, ALIAS, used=False)
         with training_shown(self.console) as report:
-            inputs = RoundInputs(
-                new=new, earlier=[] if new is used else used, score_toxicity=self._scorer.score, report=report
-            )
+            inputs = RoundInputs(new=new, earlier=used, score_toxicity=self._scorer.score, report=report)
             outcome = run_round(self.database, self.settings, ALIAS, inputs, options)
         self.say(f"gate: [bold]{outcome.gate['verdict'] if outcome.gate else 'none'}[/bold]: {outcome.reason}")
         return outcome
@@ -214,7 +214,8 @@ class Demo:
             controller = Controller(self.database, clock=clock.now)
             controller.act(ALIAS, "abort", "the demo ends here; nothing was decided", actor="demo", epoch=epoch)
             ended = get_rollout(self.database, rollout_id)
-            registry.set_state(self.database, ended.candidate, registry.ModelState.RETIRED, now=clock.now())
+            if ended.state.status == "aborted":
+                registry.set_state(self.database, ended.candidate, registry.ModelState.RETIRED, now=clock.now())
         return get_rollout(self.database, rollout_id)
 
 
@@ -244,14 +245,17 @@ def run_demo(directory: Path, *, seed: int) -> list[str]:
     memory = MemoryWatch()
     memory.start()
     demo = _set_up(directory, record, seed, console)
+    broken: list[str] = []
     try:
         _play(demo)
+    except PawlError as exc:
+        broken.append(str(exc))
     finally:
         demo.stack.stop()
         memory.stop()
     record.seconds = time.monotonic() - started
     record.peak_resident_mb = memory.peak_mb
-    problems = check_story(record, demo.database)
+    problems = broken or check_story(record, demo.database)
     write_report(record, demo.database, demo.settings, directory, problems)
     demo.database.close()
     _summarise(console, record, directory, problems)
@@ -333,11 +337,11 @@ def training_shown(console: Console) -> Iterator[Report]:
 
 def engine_version(stack: Stack) -> str:
     """What the engine says it is."""
-    import httpx2
-
     assert stack.engine is not None
-    answer = httpx2.get(f"{stack.engine.url}/version", timeout=10).json()
-    return str(answer.get("version", "unknown"))
+    try:
+        return str(httpx2.get(f"{stack.engine.url}/version", timeout=10).json().get("version", "unknown"))
+    except httpx2.HTTPError:
+        return "unknown"
 
 
 def fresh_directory(directory: Path) -> Path:
@@ -360,8 +364,6 @@ def quiet_libraries() -> None:
 
 def free_ports(n: int) -> list[int]:
     """Ports that were free a moment ago."""
-    import socket
-
     probes = [socket.socket() for _ in range(n)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))

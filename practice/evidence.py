@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ab_testing.comparisons import RateDifference, RatioMoments, rate_difference
+from ab_testing.experiment import TREATMENT
 from ab_testing.outcomes import COMPLIES, REFUSES
-from feedback.store import Exposure, exposures_between
+from feedback.store import Exposure, experiment_rows, exposures_between
 from pawl.database import Database
 
 ALPHA = 0.05
@@ -58,6 +59,12 @@ def served_rows(database: Database, alias: str, period: Period, model: str | Non
     """The interactions of a period, of one served model if named."""
     rows = exposures_between(database, alias, period.since, period.until)
     return [row for row in rows if model is None or row.model == model]
+
+
+def count_treated(database: Database, experiment: str) -> int:
+    """Everybody whom a canary's candidate has answered, whether their outcome was counted by then or not."""
+    rows = experiment_rows(database, experiment)
+    return len({row.unit_id for row in rows if row.served_variant == TREATMENT})
 
 
 def count_unscored(database: Database, alias: str, period: Period) -> tuple[int, int]:

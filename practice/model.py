@@ -28,6 +28,8 @@ from practice.corpus import (
 )
 from practice.tokenizer import tokens_to_learn, train_tokenizer
 
+TOP_K = 40
+"""The engine samples among this many tokens unless asked otherwise: a small model's tail is noise."""
 _IGNORED_LABEL = -100  # What torch's cross entropy leaves out by default.
 
 
@@ -180,7 +182,7 @@ def _new_model(tokenizer: PreTrainedTokenizerFast, training: PracticeTraining) -
     )
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True, top_k=TOP_K
     )
     return model
 

@@ -67,7 +67,7 @@ def _head(report: Mapping[str, Any]) -> Iterable[str]:
 
 def _effect(report: Mapping[str, Any]) -> Iterable[str]:
     first = report["rounds"][0] if report["rounds"] else {}
-    rates: dict[str, Any] = {title: first.get(name) for name, title in TITLES.items() if first.get(name)}
+    rates: dict[str, Any] = {title: first[name] for name, title in TITLES.items() if (first.get(name) or {}).get("ci")}
     if not rates:
         return
     yield "<h2>What round 1 changed for people</h2><div class=figures>"

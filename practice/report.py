@@ -24,6 +24,7 @@ from practice.evidence import (
     Measure,
     Period,
     change,
+    count_treated,
     served_rows,
 )
 from practice.page import render_page
@@ -180,7 +181,8 @@ def _round(
 ) -> dict[str, Any]:
     before = served_rows(database, ALIAS, entry.before)
     shown = {
-        name: _rates(changes.get(name)) if number == 0 else _before_only(before, m) for name, m in MEASURES.items()
+        name: _rates(changes[name]) if number == 0 and name in changes else _before_only(before, m)
+        for name, m in MEASURES.items()
     }
     return {
         "interactions": entry.traffic.interactions,
@@ -202,9 +204,7 @@ def _round(
     }
 
 
-def _rates(difference: RateDifference | None) -> dict[str, Any] | None:
-    if difference is None:
-        return None
+def _rates(difference: RateDifference) -> dict[str, Any]:
     return {
         "before": difference.control_rate,
         "after": difference.treatment_rate,
@@ -270,8 +270,13 @@ def _rollout_step(rollout: Rollout, index: int, moves: list[Any]) -> dict[str, A
     ended = [d for d in moves if d.step == index + 1 and d.verdict == "advance"]
     last = [d for d in moves if d.step == index and d.verdict in ("promote", "roll_back", "abort")]
     verdict = next((d.verdict for d in (*ended, *last)), rollout.state.status)
-    users = {"control": count.control, "treatment": count.treatment} if count else {"control": 0, "treatment": 0}
-    return {"weight": rollout.config.steps[index], "verdict": verdict, "users": users}
+    control, treatment = (count.control, count.treatment) if count else (0, 0)
+    return {
+        "weight": rollout.config.steps[index],
+        "verdict": verdict,
+        "users": treatment,
+        "control_users": control,
+    }
 
 
 def _bad(record: DemoRecord, database: Database) -> dict[str, Any]:
@@ -287,7 +292,8 @@ def _bad(record: DemoRecord, database: Database) -> dict[str, Any]:
         ends = [d for d in list_decisions(database, rollout.id) if d.verdict == "roll_back"]
         shown["rollback"] = {
             "metric": ends[0].metric if ends else None,
-            "canary_users": sum(count.treatment for count in rollout.state.phases),
+            "canary_users": count_treated(database, rollout.id),
+            "canary_users_counted": sum(count.treatment for count in rollout.state.phases),
             "seconds": rollout.updated_at - rollout.created_at,
             "reason": ends[0].reason if ends else None,
         }

@@ -15,7 +15,7 @@ BASE_NAME = "practice-base"
 LORA_RANK = 16
 
 TRAINING: Mapping[str, Any] = {
-    "loss_weights": [1.0, 2.0],
+    "loss_weights": [1.0, 4.0],
     "beta": 0.5,
     "learning_rate": 8e-4,
     "epochs": 2,
