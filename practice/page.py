@@ -23,6 +23,7 @@ border-radius:.5rem;padding:.7rem 1rem}.figure b{display:block;font-size:1.5rem}
 svg{max-width:100%;height:auto}code{background:#f4f6f8;padding:0 .2rem;overflow-wrap:anywhere}
 """
 BLUE, GREY, RED, GREEN = "#2b6cb0", "#9aa5b1", "#c0392b", "#2f855a"
+SMOOTHED_STEPS = 15
 TITLES = {
     "thumbs_up_rate": "thumbs up",
     "toxicity_rate": "toxic answers",
@@ -171,14 +172,20 @@ def _training_plot(shown: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
     for (title, training), colour in zip(shown, (GREY, BLUE, GREEN, RED), strict=False):
         history = training["history"]
         steps = [row["step"] for row in history]
-        left.plot(steps, [row["loss"] for row in history], color=colour, label=title)
-        right.plot(steps, [row.get("rewards/accuracies", float("nan")) for row in history], color=colour)
-    left.set_title("loss", fontsize=9)
+        left.plot(steps, _smooth([row["loss"] for row in history]), color=colour, label=title)
+        right.plot(steps, _smooth([row.get("rewards/accuracies", float("nan")) for row in history]), color=colour)
+    left.set_title(f"loss, mean of {SMOOTHED_STEPS} steps", fontsize=9)
     right.set_title("training pairs ranked right", fontsize=9)
     left.set_xlabel("step")
     right.set_xlabel("step")
     left.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """The mean of the last few steps: one batch of pairs says little."""
+    windows = (values[max(0, end - SMOOTHED_STEPS) : end] for end in range(1, len(values) + 1))
+    return [sum(window) / len(window) for window in windows]
 
 
 def _examples(report: Mapping[str, Any]) -> Iterable[str]:
