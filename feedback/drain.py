@@ -88,7 +88,7 @@ class Drain:
                 pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
                 moved = 0
                 self._note_failure(exc)
-            if moved < BATCH:
+            if moved == 0:
                 if self._is_stopping.is_set():
                     return
                 self._wake.wait(pause_s)

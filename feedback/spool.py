@@ -11,13 +11,18 @@ import fcntl
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
+
+import structlog
 
 from feedback.errors import SpoolUnavailable
+
+log = structlog.get_logger()
 
 Connection = sqlite3.Connection
 T = TypeVar("T")
@@ -27,6 +32,10 @@ MAX_GROUP = 512
 """Operations in one commit: enough to amortise an fsync, few enough to keep a commit short."""
 MAX_WAITING = 20_000
 """Operations that may wait for the disk before new ones are refused."""
+MAX_TAKEN_BYTES = 8 * 1024 * 1024
+"""Of records taken from the file at once, so that a backlog of large ones fits into a small machine's memory."""
+LOCK_PATIENCE_S = 1.0
+"""Another gateway that starts now may hold the lock for a moment, to see whether this file is an orphan."""
 PROBE = bytes(16 * 1024)
 """Large enough to need pages of its own on a full disk."""
 
@@ -53,6 +62,16 @@ CREATE TABLE IF NOT EXISTS answers (
     PRIMARY KEY (principal, key)
 );
 CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+"""
+ADOPT = """
+BEGIN IMMEDIATE;
+INSERT INTO main.records (kind, id, subject, at, meta, request, response)
+    SELECT kind, id, subject, at, meta, request, response FROM orphan.records AS theirs
+    WHERE NOT EXISTS (SELECT 1 FROM main.records AS ours WHERE ours.kind = theirs.kind AND ours.id = theirs.id)
+    ORDER BY seq;
+COMMIT;
+DELETE FROM orphan.records;
+VACUUM orphan;
 """
 
 
@@ -81,14 +100,17 @@ class SpoolSize(NamedTuple):
 class Spool:
     """The file and its writer thread. Every method may be called from any thread; each returns a future."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, orphans: Sequence[Path] = ()) -> None:
+        """Open the file, and first take over what is left in `orphans` that no living process holds."""
         self.path = path
         self.is_healthy = True
         self._is_closed = False
         self._waiting: queue.Queue[tuple[Operation, Future[Any]] | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
-        self._lock_file = _lock(path)
+        self._lock_file = _lock(path, patience_s=LOCK_PATIENCE_S)
         self._connection: sqlite3.Connection | None = _open(path)
+        for orphan in orphans:
+            adopt(self._connection, orphan)
         self._thread.start()
 
     def submit(self, operation: Callable[[sqlite3.Connection], T]) -> Future[T]:
@@ -114,16 +136,15 @@ class Spool:
         return self.submit(lambda connection: insert(connection, record))
 
     def oldest(self, limit: int) -> Future[list[SpoolRecord]]:
-        """The first `limit` records, in the order they were acknowledged."""
-        return self.submit(
-            lambda connection: [
-                SpoolRecord(*row)
-                for row in connection.execute(
-                    "SELECT seq, kind, id, subject, at, meta, request, response FROM records ORDER BY seq LIMIT ?",
-                    (limit,),
-                )
-            ]
-        )
+        """The first records, in the order they were acknowledged: at most `limit`, and of many large ones fewer."""
+
+        def query(connection: sqlite3.Connection) -> list[SpoolRecord]:
+            rows = connection.execute(
+                "SELECT seq, kind, id, subject, at, meta, request, response FROM records ORDER BY seq LIMIT ?", (limit,)
+            )
+            return within_bytes((SpoolRecord(*row) for row in rows), MAX_TAKEN_BYTES)
+
+        return self.submit(query)
 
     def discard(self, seqs: Sequence[int]) -> Future[None]:
         """Forget records that the shared database has committed."""
@@ -269,6 +290,47 @@ def insert(connection: sqlite3.Connection, record: SpoolRecord) -> None:
     )
 
 
+def within_bytes(records: Iterable[SpoolRecord], limit: int) -> list[SpoolRecord]:
+    """As many of the first records as fit, and one in any case."""
+    taken: list[SpoolRecord] = []
+    size = 0
+    for record in records:
+        size += sum(len(part) for part in (record.meta, record.request, record.response) if part)
+        if taken and size > limit:
+            break
+        taken.append(record)
+    return taken
+
+
+def adopt(connection: sqlite3.Connection, orphan: Path) -> None:
+    """Move the records of a spool whose process is gone, as after a change of port, into this one.
+
+    They are durable here before they go there. A crash in between moves them again, and the shared database ignores the
+    ids it has. The emptied file stays: a gateway may come back to it.
+    """
+    try:
+        lock = _lock(orphan)
+    except (SpoolUnavailable, OSError):
+        return  # Its process lives, or it is not ours to touch.
+    with lock:
+        try:
+            connection.execute("ATTACH ? AS orphan", (str(orphan),))
+            n_left = connection.execute("SELECT count(*) FROM orphan.records").fetchone()[0]
+            if n_left:
+                connection.executescript(ADOPT)
+                log.info("spool_adopted", path=str(orphan), records=n_left)
+        except sqlite3.Error as exc:
+            log.warning("spool_not_adopted", path=str(orphan), reason=str(exc))
+        finally:
+            _detach(connection)
+
+
+def _detach(connection: sqlite3.Connection) -> None:
+    connection.rollback()
+    with suppress(sqlite3.Error):  # Nothing was attached.
+        connection.execute("DETACH orphan")
+
+
 def newest(connection: sqlite3.Connection, kind: str, subject: str) -> SpoolRecord | None:
     """The newest record of a kind about `subject`, inside an operation."""
     row = connection.execute(
@@ -279,16 +341,25 @@ def newest(connection: sqlite3.Connection, kind: str, subject: str) -> SpoolReco
     return SpoolRecord(*row) if row else None
 
 
-def _lock(path: Path) -> Any:
+def _lock(path: Path, *, patience_s: float = 0.0) -> IO[str]:
     """Hold an advisory lock beside the file, so that two processes never share one spool."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = path.with_suffix(".lock").open("w")
+    until = time.monotonic() + patience_s
+    while not _has_locked(handle):
+        if time.monotonic() >= until:
+            handle.close()
+            raise SpoolUnavailable(f"the spool {path} is in use by another process")
+        time.sleep(0.02)
+    return handle
+
+
+def _has_locked(handle: IO[str]) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        handle.close()
-        raise SpoolUnavailable(f"the spool {path} is in use by another process") from exc
-    return handle
+    except OSError:
+        return False
+    return True
 
 
 def _open(path: Path) -> sqlite3.Connection:

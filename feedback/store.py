@@ -261,11 +261,11 @@ def _scorable() -> sa.ColumnElement[bool]:
     return sa.and_(interactions.c.completion.is_not(None), interactions.c.is_stored)
 
 
-def save_scores(database: Database, found: Sequence[Score]) -> None:
-    """Add scores; an interaction is scored once."""
+def save_scores(database: Database, found: Sequence[Score]) -> set[str]:
+    """Add scores; return whose were added. An interaction is scored once, and whoever comes second adds nothing."""
     with database.write() as connection:
-        if found:
-            database.insert_new(connection, scores, [score._asdict() for score in found])
+        # One by one: only then does the database tell which of them were new.
+        return {one.interaction_id for one in found if database.insert_new(connection, scores, [one._asdict()])}
 
 
 class Exposure(NamedTuple):

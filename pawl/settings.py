@@ -109,13 +109,16 @@ class ModelSettings(Section):
 
 
 class TimeoutSettings(Section):
-    """Every wait of the gateway on an engine, in seconds."""
+    """Every wait of the gateway on an engine or a client, in seconds."""
 
     connect_s: float = 5.0
     first_byte_s: float = 120.0
+    """Of a stream; a whole answer comes at once, when it is done, and is bound by `total_s` alone."""
     between_chunks_s: float = 60.0
     total_s: float = 600.0
     stalled_reader_s: float = 30.0
+    request_body_s: float = 30.0
+    """How long a client may take to send its request's body."""
 
 
 class ServingSettings(Section):

@@ -64,7 +64,6 @@ MEANINGS = {
     "ExperimentSettings.salt": "What users are hashed with: change it to shuffle them. Made from the key without it.",
     "ModelSettings.experiment": "A fixed split; the alias then takes no rollout.",
     "TimeoutSettings.connect_s": "Until a connection to the engine stands.",
-    "TimeoutSettings.first_byte_s": "Until the answer begins.",
     "TimeoutSettings.between_chunks_s": "Between two pieces of a stream.",
     "TimeoutSettings.total_s": "For the whole answer.",
     "TimeoutSettings.stalled_reader_s": "How long a client may refuse to read before it counts as gone.",

@@ -148,7 +148,8 @@ def create_app(settings: Settings, *, clock: Clock = wall_clock) -> Gateway:
     """
     if not settings.serving.models:
         raise ConfigurationError("serving.models is empty: name at least one model and its engines")
-    spool = Spool(spool_path(settings))
+    path = spool_path(settings)
+    spool = Spool(path, orphans=sorted(other for other in path.parent.glob("gateway-*.db") if other != path))
     try:
         return Gateway(settings, open_database(settings.database), spool, clock=clock)
     except BaseException:
@@ -254,7 +255,7 @@ def _add_feedback(app: FastAPI, gateway: Gateway) -> None:
     async def give(request: Request) -> Response:
         """What a user says of a completion: `completion_id`, `type`, `value`; maybe `reason`, `comment`, `tags`."""
         headers = headers_of(request.scope)
-        raw = await read_body(request.receive, headers, serving.max_body_bytes)
+        raw = await read_body(request.receive, headers, serving.max_body_bytes, serving.timeouts.request_body_s)
         return answer(await gateway.desk.take(headers, raw))
 
     @app.delete("/v1/feedback/{feedback_id}", tags=["feedback"])

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple
 
 import aiohttp
 import orjson
@@ -28,7 +30,6 @@ from monitoring.metrics import (
     REQUESTS,
     TIME_TO_FIRST_TOKEN,
     UNKNOWN_MODEL,
-    UPSTREAM_ERRORS,
     Outcome,
 )
 from pawl import ids
@@ -37,11 +38,11 @@ from pawl.settings import ServingSettings
 from serving.errors import ApiError, BadRequest, NotFound, Overloaded, UpstreamFailed, UpstreamTimeout
 from serving.identity import principal_of, unit_of
 from serving.in_flight import InFlight
-from serving.replicas import Replica, ReplicaSet
+from serving.replicas import Replica, ReplicaSet, conversation_of
 from serving.request_fields import CompletionRequest, parse_completion_request, upstream_body
 from serving.routing import RouteTable
 from serving.sse import DONE, EVENT_END, EventFilter, error_event
-from serving.upstream import EngineRefused, Engines, ModelMissing
+from serving.upstream import EngineRefused, Engines, ModelMissing, count_failure
 from serving.wire import (
     AsgiMessage,
     ClientGone,
@@ -62,9 +63,22 @@ ID_PREFIXES = {"chat.completions": "chatcmpl-", "completions": "cmpl-"}
 REGENERATE_HEADER = "x-pawl-regenerate-of"
 CONTROL = "control"
 ENGINE_ERROR = "engine_error"
+MOST_REPLICAS = 2
+"""That one request may ask: a failed replica is replaced once."""
 END_AFTER_DONE_S = 0.5
 LAST_WORDS_S = 2.0
 """How long a client may take to read an error after which nothing comes."""
+
+
+class Arrival(NamedTuple):
+    """A request as it came."""
+
+    route: str
+    headers: Mapping[str, str]
+    raw: bytes
+    unique: str
+    request_id: str
+    started: float
 
 
 @dataclass
@@ -84,6 +98,8 @@ class Call:
     """The status line has gone to the client."""
     upstream_s: float = 0.0
     """Spent waiting for the engine."""
+    replica: Replica | None = None
+    """Whose answer is being waited for."""
     error: ApiError | None = None
     is_recorded: bool = False
 
@@ -122,49 +138,59 @@ class Relay:
         headers = headers_of(scope)
         unique = ids.uuid7(self._clock(), os.urandom(10))
         request_id = sane_request_id(headers, unique)
+        limits = self._settings
+        model = UNKNOWN_MODEL
         try:
-            raw = await read_body(receive, headers, self._settings.max_body_bytes)
-            call = self._admit(route, headers, raw, unique, request_id, started)
+            raw = await read_body(receive, headers, limits.max_body_bytes, limits.timeouts.request_body_s)
+            request, known = self._resolve(route, raw)
+            model = request.alias
+            call = self._admit(Arrival(route, headers, raw, unique, request_id, started), request, known)
             with self._in_flight.slot(call.exchange.id):
                 await self._run(call, receive, send)
         except ClientGone:
             return
         except ApiError as exc:
-            REQUESTS.labels(route=route, model=UNKNOWN_MODEL, variant="none", outcome=outcome_of(exc)).inc()
+            REQUESTS.labels(route=route, model=model, variant="none", outcome=outcome_of(exc)).inc()
             await send_error(send, exc, [("x-request-id", request_id)])
         except Exception as exc:  # The edge: the log gets the reason, the client our shape of an error.
             log.error("relay_failed", reason=type(exc).__name__, exc_info=True)
             with suppress(RuntimeError):  # An answer has begun; the server closes the connection on it.
                 await send_error(send, ApiError("the gateway failed on this request"), [("x-request-id", request_id)])
 
-    def _admit(
-        self, route: str, headers: Mapping[str, str], raw: bytes, unique: str, request_id: str, started: float
-    ) -> Call:
-        """Check the request, name its caller, choose its variant.
+    def _resolve(self, route: str, raw: bytes) -> tuple[CompletionRequest, Route]:
+        """Check the request and find where its model leads.
 
         Raises:
-            ApiError: why it is not served.
+            BadRequest, NotFound: what is wrong with it.
         """
         limits = self._settings
         request = parse_completion_request(raw, route, max_depth=limits.max_json_depth, max_choices=limits.max_choices)
         known = self._routes.get(request.alias)
         if known is None:
             raise NotFound(f"the model {request.alias[:200]!r} does not exist", param="model", code="model_not_found")
-        if limits.log_required and not self._spool.is_healthy:
+        return request, known
+
+    def _admit(self, arrival: Arrival, request: CompletionRequest, known: Route) -> Call:
+        """Name the caller, choose the variant.
+
+        Raises:
+            ApiError: why the request is not served.
+        """
+        if self._settings.log_required and not self._spool.is_healthy:
             self._drain.wake()  # Its next look at the spool is what finds out that the disk is back.
             raise Overloaded("records cannot be kept at the moment; try again", code="spool_unavailable")
-        principal = principal_of(headers, request.body)
-        suffix = ids.make_completion_suffix(self._secret, unique, principal)
-        assignment = assign(known, unit_of(principal), random_unit=unique)
+        principal = principal_of(arrival.headers, request.body)
+        suffix = ids.make_completion_suffix(self._secret, arrival.unique, principal)
+        assignment = assign(known, unit_of(principal), random_unit=arrival.unique)
         exchange = Exchange(
             id=suffix,
-            completion_id=ID_PREFIXES[route] + suffix,
-            route=route,
+            completion_id=ID_PREFIXES[arrival.route] + suffix,
+            route=arrival.route,
             created_at=self._clock(),
             alias=request.alias,
             key_id=principal.key_id,
             user_id=principal.user or None,
-            unit_id=unit_of(principal) or unique,
+            unit_id=unit_of(principal) or arrival.unique,
             experiment=assignment.experiment,
             assigned_variant=assignment.variant,
             served_variant=assignment.variant,
@@ -173,13 +199,12 @@ class Relay:
             phase=assignment.phase,
             route_version=known.version,
             model=assignment.model,
-            regenerate_of=self._regenerated(headers, request, principal),
+            regenerate_of=self._regenerated(arrival.headers, request, principal),
             is_stream=request.is_stream,
             is_stored=request.is_stored,
         )
-        return Call(
-            exchange, request, assignment, control_model_of(known), raw, [("x-request-id", request_id)], started
-        )
+        headers = [("x-request-id", arrival.request_id)]
+        return Call(exchange, request, assignment, control_model_of(known), arrival.raw, headers, arrival.started)
 
     def _regenerated(
         self, headers: Mapping[str, str], request: CompletionRequest, principal: ids.Principal
@@ -236,48 +261,71 @@ class Relay:
                 finally:
                     response.close()
         except TimeoutError:
+            self._blame_replica(call, "timeout")
             await self._fail(call, send, UpstreamTimeout("the engine did not finish in time", code="timeout"))
         except ClientGone:
             call.exchange.status = Status.CLIENT_DISCONNECTED
-        except (aiohttp.ClientError, UpstreamFailed) as exc:
-            UPSTREAM_ERRORS.labels(reason="broken_off").inc()
-            error = (
-                exc if isinstance(exc, UpstreamFailed) else UpstreamFailed("the engine broke off", code=ENGINE_ERROR)
-            )
-            await self._fail(call, send, error)
+        except aiohttp.ClientError:
+            self._blame_replica(call, "broken_off")
+            await self._fail(call, send, UpstreamFailed("the engine broke off", code=ENGINE_ERROR))
         except ApiError as exc:
             await self._fail(call, send, exc)
+        except Exception as exc:  # Caught here so that the record does not say the client got its answer.
+            log.error("relay_failed", reason=type(exc).__name__, exc_info=True)
+            await self._fail(call, send, ApiError("the gateway failed on this request"))
+
+    def _blame_replica(self, call: Call, reason: str) -> None:
+        """Count a failure after the answer began, unless the replica had done its part."""
+        if call.replica is not None:
+            count_failure(self._replicas[call.exchange.alias], call.replica, reason)
+            call.replica = None
+
+    def _credit_replica(self, call: Call) -> None:
+        """The replica has answered in full: what comes now is not its doing."""
+        if call.replica is not None:
+            self._replicas[call.exchange.alias].note_success(call.replica)
+            call.replica = None
 
     async def _open(self, call: Call) -> aiohttp.ClientResponse:
-        """Ask for the assigned variant, or the control where the engine lacks it; a failed replica is replaced once."""
+        """Ask for the assigned variant, and for the control where no replica that answers has it."""
         replicas = self._replicas[call.exchange.alias]
         wanted = (call.assignment.variant, call.assignment.model)
         control = (CONTROL, call.control_model)
+        order = replicas.in_order(conversation_of(call.request))[:MOST_REPLICAS]
         failure: ApiError = Overloaded("no engine can serve the model now; try again", code="engine_unavailable")
-        for replica in replicas.in_order(call.exchange.unit_id)[:2]:
+        failed: set[str] = set()
+        for (variant, model), replica in product(dict.fromkeys((wanted, control)), order):
+            if replica.url in failed:
+                continue
             try:
-                for variant, model in dict.fromkeys((wanted, control)):
-                    response = await self._ask(call, replicas, replica, variant, model)
-                    if response is not None:
-                        return response
+                return await self._ask(call, replicas, replica, variant, model)
+            except ModelMissing:
+                continue
             except EngineRefused:
                 raise
             except ApiError as exc:
                 failure = exc
+                failed.add(replica.url)
         raise failure
 
     async def _ask(
         self, call: Call, replicas: ReplicaSet, replica: Replica, variant: str, model: str
-    ) -> aiohttp.ClientResponse | None:
-        """One attempt; None when the replica does not have the model."""
+    ) -> aiohttp.ClientResponse:
+        """One attempt.
+
+        Raises:
+            ModelMissing: the replica does not have the model.
+            ApiError: as `Engines.open` says.
+        """
         exchange = call.exchange
         exchange.served_variant, exchange.model = variant, model
+        call.replica = replica
         before = time.perf_counter()
         try:
             body = upstream_body(call.request, model)
-            return await self._engines.open(replicas, replica, exchange.route, body, exchange.id)
-        except ModelMissing:
-            return None
+            return await self._engines.open(
+                replicas, replica, exchange.route, body, exchange.id, is_stream=exchange.is_stream
+            )
         finally:
             call.upstream_s += time.perf_counter() - before
 
@@ -285,9 +333,10 @@ class Relay:
         before = time.perf_counter()
         call.raw_response += await response.read()
         call.upstream_s += time.perf_counter() - before
-        await self._record(call)
+        self._credit_replica(call)
         content_type = response.headers.get("content-type", "application/json")
         headers = [*self._answer_headers(call), ("content-type", content_type)]
+        await self._record(call)
         call.is_started = True
         await send_whole(self._patiently(send), 200, headers, bytes(call.raw_response))
 
@@ -303,8 +352,10 @@ class Relay:
         call.is_started = True
         events = EventFilter(drop_usage=not call.request.wants_usage)
         await self._pass_chunks(call, response, events, send)
-        if not events.has_ended:
+        if events.has_failed or not events.has_ended:
+            self._blame_replica(call, "stream_error" if events.has_failed else "broken_off")
             raise UpstreamFailed("the engine broke off in the middle of the answer", code=ENGINE_ERROR)
+        self._credit_replica(call)
         await self._record(call)
         await send({"type": "http.response.body", "body": DONE + EVENT_END, "more_body": True})
         await send({"type": "http.response.body", "body": b""})

@@ -4,6 +4,7 @@ ApiError                 any non-2xx answer
 ├── BadRequest           400, the request itself is wrong; names the parameter
 ├── PermissionRefused    403
 ├── NotFound             404, unknown model, id or route; the same for forged and foreign ids
+├── RequestTimeout       408, the request itself came too slowly
 ├── TooLarge             413
 ├── Conflict             409 or 422, an idempotency key used again
 ├── Overloaded           503 with Retry-After: try again soon
@@ -65,6 +66,11 @@ class PermissionRefused(ApiError):
 
 class NotFound(ApiError):
     status = 404
+    type = "invalid_request_error"
+
+
+class RequestTimeout(ApiError):
+    status = 408
     type = "invalid_request_error"
 
 

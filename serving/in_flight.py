@@ -19,8 +19,6 @@ class InFlight:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
         self.is_draining = False
-        self.is_over = False
-        """The grace period has ended: what still runs is being cut off."""
 
     def __contains__(self, interaction_id: str) -> bool:
         return interaction_id in self._tasks
@@ -54,7 +52,6 @@ class InFlight:
 
     def cut_off(self) -> None:
         """End what still runs: each relay sends an error event and keeps its record."""
-        self.is_over = True
         for task in self._tasks.values():
             if task is not None:
                 task.cancel()

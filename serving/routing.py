@@ -59,6 +59,7 @@ class RouteTable:
 
     def start(self) -> None:
         """Start from what the spool remembers, then follow the table."""
+        publish_weights(self._routes)  # Later only when they change.
         if kept := self._spool.kept(KEPT_NAME).result():
             self._overlay({alias: Route.from_json(data) for alias, data in orjson.loads(kept).items()})
         self.refresh()

@@ -1,7 +1,7 @@
 """Server-sent events on their way through: whole events pass as the bytes they came in.
 
-Two kinds do not simply pass: the usage chunk that only the gateway asked for is dropped, and `[DONE]` is held back
-until the record of the completion is durable.
+Three kinds do not simply pass: the usage chunk that only the gateway asked for is dropped, `[DONE]` is held back until
+the record of the completion is durable, and an error the engine sends in place of an answer ends the stream.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 DONE = b"data: [DONE]"
 NO_CHOICES = b'"choices":[]'
 """Only in a usage chunk: inside any text the quotes would be escaped."""
+FAILED = b'data: {"error"'
+"""Begins the event in which vLLM says that it failed; it sends `[DONE]` after it all the same."""
 EVENT_END = b"\n\n"
 
 
@@ -19,6 +21,8 @@ class EventFilter:
         self._drop_usage = drop_usage
         self._rest = b""
         self.has_ended = False
+        self.has_failed = False
+        """It ended with the engine's error, which is swallowed too."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Return the bytes to pass on. `[DONE]` and what follows it are swallowed; `has_ended` says so."""
@@ -30,14 +34,15 @@ class EventFilter:
             self._rest = data
             return b""
         self._rest, data = data[end:], data[:end]
-        needs_look = DONE in data or (self._drop_usage and NO_CHOICES in data)
+        needs_look = DONE in data or FAILED in data or (self._drop_usage and NO_CHOICES in data)
         return self._select(data) if needs_look else data
 
     def _select(self, data: bytes) -> bytes:
         kept: list[bytes] = []
         for event in data.split(EVENT_END)[:-1]:
-            if event.strip() == DONE:
-                self.has_ended = True
+            self.has_failed = event.lstrip().startswith(FAILED)
+            self.has_ended = self.has_failed or event.strip() == DONE
+            if self.has_ended:
                 break
             if not (self._drop_usage and NO_CHOICES in event):
                 kept.append(event + EVENT_END)

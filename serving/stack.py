@@ -12,14 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 import httpx2
 import structlog
 import yaml
 
 from pawl.database import open_database, upgrade
-from pawl.errors import ConfigurationError, Unreachable
+from pawl.errors import ConfigurationError, PawlError, Unreachable
 from pawl.settings import ENV_PREFIX, ModelSettings, Settings
 from serving.children import ending_with_parent
 from serving.engine_process import EngineProcess, served_name
@@ -99,7 +98,7 @@ class Stack:
         self.gateway = Child("serve", self.config, self._logs / "gateway.log")
         self.worker = Child("worker", self.config, self._logs / "worker.log")
         self.engine: EngineProcess | None = None
-        self._engine_log: IO[bytes] | None = None
+        self._n_engine_restarts = 0
 
     @property
     def url(self) -> str:
@@ -127,9 +126,22 @@ class Stack:
         engine = self.settings.engine
         if is_taken(engine.host, engine.port):
             raise ConfigurationError(f"engine.port {engine.port} is in use by another process")
-        self._engine_log = (self._logs / "engine.log").open("ab")
-        self.engine = EngineProcess(self.settings.engine, self.settings.engine.model, log=self._engine_log)
+        with (self._logs / "engine.log").open("ab") as output:
+            self.engine = EngineProcess(self.settings.engine, self.settings.engine.model, log=output)
         self.engine.wait_until_ready()
+
+    def restart_engine(self) -> None:
+        """One attempt to start vLLM again, after a pause that grows; one that fails leaves no process behind."""
+        pause_s = restart_pause_s(self._n_engine_restarts)
+        log.warning("child_ended", child="engine", restart_in_s=pause_s)
+        time.sleep(pause_s)
+        self._n_engine_restarts += 1
+        try:
+            self.start_engine()
+        except PawlError as exc:
+            log.error("engine_not_restarted", reason=str(exc))
+            if self.engine is not None:
+                self.engine.stop()
 
     def stop(self) -> None:
         """Stop everything that runs."""
@@ -137,22 +149,19 @@ class Stack:
         self.worker.stop()
         if self.engine is not None:
             self.engine.stop()
-        if self._engine_log is not None:
-            self._engine_log.close()
 
     def watch(self) -> None:
         """Start again what ends by itself, with growing pauses, for ever."""
         while True:
             for child in (self.gateway, self.worker):
                 if child.has_ended():
-                    pause_s = RESTART_PAUSES_S[min(child.n_restarts, len(RESTART_PAUSES_S) - 1)]
+                    pause_s = restart_pause_s(child.n_restarts)
                     log.warning("child_ended", child=child.name, restart_in_s=pause_s)
                     time.sleep(pause_s)
                     child.n_restarts += 1
                     child.start()
             if self.engine is not None and self.engine.has_ended():
-                log.warning("child_ended", child="engine")
-                self.start_engine()
+                self.restart_engine()
             time.sleep(POLL_S)
 
     def _wait(self, child: Child, url: str) -> None:
@@ -165,6 +174,11 @@ class Stack:
                 raise ConfigurationError(f"`pawl {child.name}` ended instead of starting: see {self._logs}")
             time.sleep(POLL_S)
         raise Unreachable(f"`pawl {child.name}` was not ready within {READY_S:g} s: see {self._logs}")
+
+
+def restart_pause_s(n_restarts: int) -> float:
+    """How long to wait before the next restart of a child that has been restarted so often."""
+    return RESTART_PAUSES_S[min(n_restarts, len(RESTART_PAUSES_S) - 1)]
 
 
 def is_taken(host: str, port: int) -> bool:

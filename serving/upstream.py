@@ -29,14 +29,14 @@ class ModelMissing(Exception):
 
 
 class Engines:
-    """Keep-alive connections to every engine, with a bound on every wait."""
+    """Keep-alive connections to every engine. The caller bounds the whole answer; waits within it are bounded here."""
 
     def __init__(self, timeouts: TimeoutSettings) -> None:
         self._timeouts = timeouts
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, keepalive_timeout=KEEP_ALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),  # An engine's cookie for one caller must not reach another's request.
-            timeout=aiohttp.ClientTimeout(total=timeouts.total_s, sock_connect=timeouts.connect_s),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s),
             auto_decompress=False,
         )
 
@@ -44,9 +44,9 @@ class Engines:
         await self._session.close()
 
     async def open(
-        self, replicas: ReplicaSet, replica: Replica, route: str, body: bytes, request_id: str
+        self, replicas: ReplicaSet, replica: Replica, route: str, body: bytes, request_id: str, *, is_stream: bool
     ) -> aiohttp.ClientResponse:
-        """Send the request; return once the engine's status and headers are there.
+        """Send the request; return once the engine's status and headers are there. The answer is still to be read.
 
         Raises:
             ModelMissing: the engine does not know the model.
@@ -55,8 +55,10 @@ class Engines:
         """
         url = replica.url + PATHS[route]
         headers = {"content-type": "application/json", "accept-encoding": "identity", "x-request-id": request_id}
+        # vLLM sends the headers of a whole answer when it has the answer, those of a stream at once.
+        wait_s = self._timeouts.first_byte_s if is_stream else None
         try:
-            async with asyncio.timeout(self._timeouts.first_byte_s):
+            async with asyncio.timeout(wait_s):
                 response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
         except TimeoutError as exc:
             raise _failed(replicas, replica, UpstreamTimeout("the engine did not answer in time"), "timeout") from exc
@@ -64,7 +66,6 @@ class Engines:
             down = Overloaded("the engine cannot be reached; try again", code="engine_unavailable")
             raise _failed(replicas, replica, down, "connect") from exc
         if response.status == 200:
-            replicas.note_success(replica)
             return response
         raise await self._refusal(replicas, replica, response)
 
@@ -90,9 +91,14 @@ class Engines:
 
 
 def _failed(replicas: ReplicaSet, replica: Replica, error: ApiError, reason: str) -> ApiError:
+    count_failure(replicas, replica, reason)
+    return error
+
+
+def count_failure(replicas: ReplicaSet, replica: Replica, reason: str) -> None:
+    """One failed attempt, once: for the metrics and against the replica."""
     UPSTREAM_ERRORS.labels(reason=reason).inc()
     replicas.note_failure(replica)
-    return error
 
 
 def engine_refusal(status: int, raw: bytes) -> EngineRefused:

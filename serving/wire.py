@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
-from serving.errors import ApiError, TooLarge
+from serving.errors import ApiError, RequestTimeout, TooLarge
 
 Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
@@ -32,16 +33,29 @@ def sane_request_id(headers: Mapping[str, str], otherwise: str) -> str:
     return inbound if SANE_REQUEST_ID.fullmatch(inbound) else otherwise
 
 
-async def read_body(receive: Receive, headers: Mapping[str, str], limit: int) -> bytes:
+async def read_body(receive: Receive, headers: Mapping[str, str], limit: int, within_s: float) -> bytes:
     """The whole request body.
 
     Raises:
         TooLarge: more than `limit` bytes are announced or come; no more than that is read.
+        RequestTimeout: it was not there within `within_s`; the connection is closed with the answer.
         ClientGone: the client left.
     """
     announced = headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(limit)
+    try:
+        async with asyncio.timeout(within_s):
+            return await _read_parts(receive, limit)
+    except TimeoutError as exc:
+        raise RequestTimeout(
+            f"the body did not come within {within_s:g} s (serving.timeouts.request_body_s)",
+            code="request_timeout",
+            headers={"connection": "close"},
+        ) from exc
+
+
+async def _read_parts(receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:

@@ -17,6 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+STREAM_ERROR = b'data: {"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}}\n\n'
+
 
 @dataclass
 class Behaviour:
@@ -34,6 +36,8 @@ class Behaviour:
     n_chunks: int = 4
     break_after: int | None = None
     """End a stream without its terminator after this many chunks."""
+    fail_after: int | None = None
+    """Send an error in the stream after this many chunks, and `[DONE]` after it, as vLLM does."""
     finish_reason: str = "stop"
     constant_id: str | None = None
 
@@ -138,6 +142,10 @@ class FakeVLLM:
                 if index == self.behaviour.break_after:
                     finished = True
                     return
+                if index == self.behaviour.fail_after:
+                    finished = True
+                    yield STREAM_ERROR + b"data: [DONE]\n\n"
+                    return
                 yield _event(completion_id, body["model"], kind, [choice], None)
                 await asyncio.sleep(self.behaviour.gap_s)
             if (body.get("stream_options") or {}).get("include_usage"):
@@ -164,7 +172,9 @@ class FakeVLLM:
         return choices
 
 
-def _event(completion_id: str, model: str, kind: str, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
+def _event(
+    completion_id: str, model: str, kind: str, choices: list[dict[str, Any]], usage: dict[str, Any] | None
+) -> bytes:
     name = "chat.completion.chunk" if kind == "chat" else "text_completion"
     chunk = {"id": completion_id, "object": name, "created": 1, "model": model, "choices": choices}
     if usage:

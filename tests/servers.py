@@ -60,7 +60,13 @@ class PostgreSQL:
         self._run("initdb", "-D", str(directory / "data"), "-A", "trust", "-U", "pawl", "--no-sync", "-E", "UTF8")
 
     def start(self) -> None:
-        options = f"-c listen_addresses=127.0.0.1 -p {self.port} -c unix_socket_directories={self.directory} -c max_connections=50"
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": self.directory,
+            "max_connections": 50,
+        }
+        options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         log = str(self.directory / "log")
         self._run("pg_ctl", "-D", str(self.directory / "data"), "-l", log, "-w", "-o", options, "start")
 

@@ -1,0 +1,186 @@
+"""The shared database, the same on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from feedback.interactions import FeedbackEvent, Interaction
+from feedback.recording import parse_interaction
+from feedback.signals import latest
+from feedback.store import (
+    event_row,
+    feedback_standing,
+    get_interaction,
+    interaction_row,
+    rows_to_mine,
+    save_records,
+)
+from pawl.database import Database, open_database, require_current_schema, revisions, upgrade
+from pawl.errors import ConfigurationError
+from pawl.schema import metadata
+from pawl.settings import DatabaseSettings
+from tests.feedback.test_recording import ANY_TEXT, exchange, request_of, whole
+
+
+def interaction(number: int = 0, question: str = "q", answer: str = "a", **changes: Any) -> Interaction:
+    name = f"{number:048x}"
+    facts = exchange(id=name, completion_id=f"chatcmpl-{name}", **changes)
+    return parse_interaction(facts, request_of(question), whole(answer))
+
+
+def event(number: int, of: int, value: Any = "up", **changes: Any) -> FeedbackEvent:
+    name = f"{of:048x}"
+    made = FeedbackEvent(
+        id=f"{number:032x}",
+        feedback_id=f"fb_thumbs_{name}",
+        interaction_id=name,
+        completion_id=f"chatcmpl-{name}",
+        type="thumbs",
+        value=value,
+        is_retraction=False,
+        reason=None,
+        comment=None,
+        tags=None,
+        key_id="",
+        user_id=None,
+        created_at=float(number),
+    )
+    return replace(made, **changes)
+
+
+def save(database: Database, *records: Interaction | FeedbackEvent) -> None:
+    answers = [interaction_row(record) for record in records if isinstance(record, Interaction)]
+    events = [event_row(record) for record in records if isinstance(record, FeedbackEvent)]
+    save_records(database, answers, events, [])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=ANY_TEXT, answered=ANY_TEXT, number=st.integers(1, 2**160))
+def test_any_text_comes_back_as_it_was(database: Database, asked: str, answered: str, number: int) -> None:
+    before = interaction(number, asked, answered)
+    if (known := get_interaction(database, before.id)) is None:
+        save(database, before)
+        known = get_interaction(database, before.id)
+        assert known == before
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ud800", "é" * 500_000, "'; DROP TABLE interactions; --", "%s %(a)s :a"])
+def test_hard_texts(database: Database, text: str) -> None:
+    before = interaction(1, text, text)
+    said = event(1, 1, text, type="edit", reason=text[:9], comment=text, tags={"a": text[:9]})
+    save(database, before, said)
+    assert get_interaction(database, before.id) == before
+    assert feedback_standing(database, before.id, said.feedback_id).last_event == said
+
+
+def test_saving_again_changes_nothing(database: Database) -> None:
+    first = interaction(1, answer="first")
+    save(database, first, event(1, 1))
+    save(database, interaction(1, answer="second"), interaction(2), event(1, 1, "down"), event(2, 1, "down"))
+    assert get_interaction(database, first.id) == first
+    assert get_interaction(database, f"{2:048x}") is not None
+    _, events = rows_to_mine(database, "assistant")
+    assert [row.value for row in events] == ["up", "down"]
+
+
+def test_a_batch_is_stored_whole_or_not_at_all(database: Database) -> None:
+    broken = {**interaction_row(interaction(2)), "latency_ms": None}
+    with pytest.raises(Exception, match=r"(?i)null"):
+        save_records(database, [interaction_row(interaction(1)), broken], [], [])
+    assert get_interaction(database, f"{1:048x}") is None
+
+
+def test_many_writers_of_the_same_rows(database: Database) -> None:
+    rows = [interaction(number) for number in range(20)]
+    failures: list[sa.exc.SQLAlchemyError] = []
+
+    def write() -> None:
+        try:
+            for row in rows:
+                save(database, row)
+        except sa.exc.SQLAlchemyError as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert all(get_interaction(database, row.id) == row for row in rows)
+
+
+def test_the_last_event_counts(database: Database) -> None:
+    save(database, interaction(1), event(2, 1, "down"), event(1, 1), event(3, 1, None, is_retraction=True))
+    standing = feedback_standing(database, f"{1:048x}", f"fb_thumbs_{1:048x}")
+    assert (standing.alias, standing.variant) == ("assistant", "control")
+    assert standing.last_event is not None
+    assert standing.last_event.is_retraction
+    _, events = rows_to_mine(database, "assistant")
+    assert latest(events) == {}
+
+
+def test_nothing_is_known_of_what_is_not_there(database: Database) -> None:
+    assert get_interaction(database, "0" * 48) is None
+    assert feedback_standing(database, "0" * 48, "fb_thumbs_x") == (None, None, None)
+
+
+def test_what_is_mined(database: Database) -> None:
+    """Rated answers, regenerations and what they replaced; other aliases and untouched answers stay out."""
+    save(
+        database,
+        interaction(1),
+        interaction(2, regenerate_of=f"{1:048x}"),
+        interaction(3),
+        event(1, 3),
+        interaction(4),
+        interaction(5, alias="other"),
+        event(2, 5),
+        event(3, 6),
+    )
+    answers, events = rows_to_mine(database, "assistant")
+    assert [int(answer.id, 16) for answer in answers] == [1, 2, 3]
+    assert [int(row.interaction_id, 16) for row in events] == [3]
+
+
+def test_the_migrations_make_the_schema_the_code_declares(database: Database) -> None:
+    with database.read() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_upgrading_twice_and_at_once(database_url: str) -> None:
+    def upgrade_it() -> None:
+        database = open_database(DatabaseSettings(url=database_url))
+        found.append(upgrade(database))
+        database.close()
+
+    found: list[str] = []
+    threads = [threading.Thread(target=upgrade_it) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    upgrade_it()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+
+
+def test_an_older_schema_is_refused(database_url: str) -> None:
+    database = open_database(DatabaseSettings(url=database_url))
+    with pytest.raises(ConfigurationError, match="pawl db upgrade"):
+        require_current_schema(database)
+    upgrade(database)
+    require_current_schema(database)
+    found, needed = revisions(database)
+    assert found == needed
+    database.close()

@@ -1,0 +1,99 @@
+"""One gateway before one fake engine, shared by the tests that need no settings of their own."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from feedback.interactions import Interaction
+from feedback.store import get_interaction
+from pawl import ids
+from pawl.database import open_database, upgrade
+from pawl.errors import Unreachable
+from pawl.settings import Settings
+from serving.app import Gateway, create_app
+from tests.fake_vllm import Behaviour, FakeVLLM
+from tests.servers import PostgreSQL, free_port, running
+from tests.serving.waiting import eventually
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running gateway, what is behind it, and a client."""
+
+    gateway: Gateway
+    engine: FakeVLLM
+    url: str
+    client: httpx2.Client
+
+    def stored(self, completion_id: str) -> Interaction:
+        """The interaction as the shared database has it, once it is there."""
+        suffix = ids.completion_suffix(completion_id)
+        assert suffix is not None
+        return eventually(lambda: get_interaction(self.gateway.database, suffix))
+
+    def last_stored(self) -> Interaction:
+        """The interaction of the request the engine saw last."""
+        return self.stored("chatcmpl-" + self.engine.seen_headers[-1]["x-request-id"])
+
+
+@contextmanager
+def serving(settings: Settings, engine: FakeVLLM) -> Iterator[Served]:
+    """A gateway of these settings for as long as a test needs it; a database that does not answer is left alone."""
+    database = open_database(settings.database)
+    with suppress(Unreachable):
+        upgrade(database)
+    database.close()
+    gateway = create_app(settings)
+    with running(gateway) as url, httpx2.Client(base_url=url, timeout=20) as client:
+        yield Served(gateway, engine, url, client)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    directory = tmp_path_factory.mktemp("gateway")
+    engine = FakeVLLM("base-model")
+    with running(engine.app) as engine_url:
+        settings = Settings.model_validate(
+            {
+                "database": {"url": f"sqlite:///{directory}/shared.db"},
+                "state_dir": str(directory / "state"),
+                "serving": {
+                    "port": free_port(),
+                    "models": {"assistant": {"engines": [engine_url], "champion": "base-model"}},
+                    "max_body_bytes": 200_000,
+                    "timeouts": {"first_byte_s": 5.0},
+                },
+            }
+        )
+        with serving(settings, engine) as served:
+            yield served
+
+
+@pytest.fixture
+def served(shared: Served) -> Served:
+    """The shared gateway with an engine that behaves and has seen nothing."""
+    shared.engine.behaviour = Behaviour()
+    shared.engine.seen.clear()
+    shared.engine.seen_headers.clear()
+    shared.engine.n_aborted = 0
+    return shared
+
+
+@pytest.fixture
+def own_postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL that a test may stop and start."""
+    directory = Path(tempfile.mkdtemp(prefix="pawl-pg-"))
+    directory.chmod(0o755)
+    server = PostgreSQL(directory)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,228 @@
+"""A ledger of everything a gateway acknowledged while it was killed again and again, held against what it stored.
+
+SIGKILL leaves the page cache alone, so this proves that nothing acknowledged waits in the process's own memory; that
+a commit also reaches the disk is the business of `synchronous=FULL`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+import sqlalchemy as sa
+
+from pawl.database import Database, open_database, upgrade
+from pawl.schema import feedback_events, interactions
+from pawl.settings import DatabaseSettings
+from tests.fake_vllm import FakeVLLM
+from tests.servers import free_port, running
+from tests.serving.gateway_process import GatewayProcess
+
+N_CLIENTS = 8
+UPTIME_S = (0.1, 0.8)
+"""Between a gateway becoming ready and its end."""
+SETTLE_S = 60.0
+TEXT = "Water it in the morning."
+
+
+@dataclass
+class Ledger:
+    """What was acknowledged, as the clients wrote it down."""
+
+    completions: dict[str, str] = field(default_factory=dict)
+    """Nonce of the question to the completion's id."""
+    streams: set[str] = field(default_factory=set)
+    """Nonces of those that were streamed."""
+    feedback: dict[str, str] = field(default_factory=dict)
+    """Feedback id to the text that was sent with it."""
+    n_attempts: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the comparison found."""
+
+    database: str
+    kills: int
+    attempts: int
+    acknowledged_whole: int
+    acknowledged_streams: int
+    acknowledged_feedback: int
+    lost_completions: int
+    lost_feedback: int
+    doubled_completions: int
+    doubled_feedback: int
+    altered: int
+    left_in_spool: int
+    restart_s: float
+    """The median restart."""
+    seconds: float
+
+    @property
+    def is_faultless(self) -> bool:
+        """Whether nothing acknowledged was lost, doubled or changed."""
+        faults = (self.lost_completions, self.lost_feedback, self.doubled_completions, self.doubled_feedback)
+        return not any((*faults, self.altered, self.left_in_spool))
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "is_faultless": self.is_faultless}
+
+
+def run_ledger(directory: Path, database_url: str, *, kills: int, seed: int) -> Outcome:
+    """Kill a gateway `kills` times under load; return what became of what it had acknowledged."""
+    started = time.monotonic()
+    database = open_database(DatabaseSettings(url=database_url))
+    upgrade(database)
+    engine = FakeVLLM("base-model")
+    engine.behaviour.text = TEXT
+    engine.behaviour.gap_s = 0.005
+    with running(engine.app) as engine_url:
+        configuration = _configuration(directory, database_url, engine_url)
+        gateway = GatewayProcess(directory, configuration)
+        try:
+            ledger, restarts = asyncio.run(_under_fire(gateway, kills, random.Random(seed)))
+            _settle(database, ledger)
+            gateway.terminate()
+            gateway.wait(30)
+        finally:
+            gateway.close()
+    spool = directory / "state" / "spool" / f"gateway-{configuration['serving']['port']}.db"
+    outcome = _compare(database, ledger, spool, kills, sorted(restarts)[len(restarts) // 2], started)
+    database.close()
+    return outcome
+
+
+def _configuration(directory: Path, database_url: str, engine_url: str) -> dict[str, Any]:
+    alias = {"engines": [engine_url], "champion": "base-model"}
+    return {
+        "database": {"url": database_url},
+        "state_dir": str(directory / "state"),
+        "serving": {"port": free_port(), "models": {"assistant": alias}, "drain_grace_s": 2},
+        "log": {"level": "warning"},
+    }
+
+
+async def _under_fire(gateway: GatewayProcess, kills: int, rng: random.Random) -> tuple[Ledger, list[float]]:
+    ledger = Ledger()
+    restarts = [await asyncio.to_thread(gateway.start)]
+    is_over = asyncio.Event()
+    clients = [asyncio.ensure_future(_client(gateway.url, number, ledger, is_over)) for number in range(N_CLIENTS)]
+    try:
+        for _ in range(kills):
+            await asyncio.sleep(rng.uniform(*UPTIME_S))
+            await asyncio.to_thread(gateway.kill)
+            restarts.append(await asyncio.to_thread(gateway.start))
+        await asyncio.sleep(UPTIME_S[1])
+    finally:
+        is_over.set()
+        await asyncio.gather(*clients)
+    return ledger, restarts
+
+
+async def _client(url: str, number: int, ledger: Ledger, is_over: asyncio.Event) -> None:
+    """Ask and rate until it is over; what is not acknowledged is not written down, and not tried again."""
+    async with httpx2.AsyncClient(base_url=url, timeout=10, headers={"x-pawl-user": f"user {number}"}) as client:
+        turn = 0
+        while not is_over.is_set():
+            turn += 1
+            try:
+                await _turn(client, f"{number}/{turn}", turn % 2 == 0, ledger)
+            except httpx2.HTTPError:
+                await asyncio.sleep(0.1)
+
+
+async def _turn(client: httpx2.AsyncClient, nonce: str, is_stream: bool, ledger: Ledger) -> None:
+    ledger.n_attempts += 1
+    body = {"model": "assistant", "messages": [{"role": "user", "content": nonce}], "stream": is_stream}
+    response = await client.post("/v1/chat/completions", json=body)
+    if response.status_code != 200 or (is_stream and not response.content.endswith(b"data: [DONE]\n\n")):
+        return
+    completion_id = _id_of(response.content, is_stream)
+    ledger.completions[nonce] = completion_id
+    if is_stream:
+        ledger.streams.add(nonce)
+    rating = {"completion_id": completion_id, "type": "comment", "value": f"on {nonce}"}
+    rated = await client.post("/v1/feedback", json=rating)
+    if rated.status_code in (200, 201, 202):
+        ledger.feedback[rated.json()["id"]] = f"on {nonce}"
+
+
+def _id_of(body: bytes, is_stream: bool) -> str:
+    first = body.split(b"\n\n")[0].removeprefix(b"data: ") if is_stream else body
+    return str(orjson.loads(first)["id"])
+
+
+def _settle(database: Database, ledger: Ledger) -> None:
+    """Wait until the drain has brought as many rows as were acknowledged, or clearly will not."""
+    deadline = time.monotonic() + SETTLE_S
+    while time.monotonic() < deadline:
+        with suppress(sa.exc.OperationalError), database.read() as connection:
+            stored = set(connection.execute(sa.select(interactions.c.completion_id)).scalars())
+            rated = set(connection.execute(sa.select(feedback_events.c.feedback_id)).scalars())
+            if stored >= set(ledger.completions.values()) and rated >= ledger.feedback.keys():
+                return
+        time.sleep(0.1)
+
+
+def _compare(database: Database, ledger: Ledger, spool: Path, kills: int, restart_s: float, started: float) -> Outcome:
+    with database.read() as connection:
+        answers = connection.execute(sa.select(interactions)).mappings().all()
+        ratings = connection.execute(sa.select(feedback_events)).mappings().all()
+    by_nonce = Counter(orjson.loads(row["prompt"])[0]["content"] for row in answers)
+    by_rating = Counter(row["feedback_id"] for row in ratings)
+    stored = {row["completion_id"] for row in answers}
+    return Outcome(
+        database=database.engine.dialect.name,
+        kills=kills,
+        attempts=ledger.n_attempts,
+        acknowledged_whole=len(ledger.completions) - len(ledger.streams),
+        acknowledged_streams=len(ledger.streams),
+        acknowledged_feedback=len(ledger.feedback),
+        lost_completions=len(set(ledger.completions.values()) - stored),
+        lost_feedback=len(ledger.feedback.keys() - by_rating.keys()),
+        doubled_completions=sum(n - 1 for n in by_nonce.values()),
+        doubled_feedback=sum(n - 1 for n in by_rating.values()),
+        altered=_n_altered(answers, ratings, ledger),
+        left_in_spool=_rows_in(spool),
+        restart_s=restart_s,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _n_altered(answers: Sequence[Any], ratings: Sequence[Any], ledger: Ledger) -> int:
+    """Acknowledged rows whose text is not what went over the wire."""
+    nonces = {completion_id: nonce for nonce, completion_id in ledger.completions.items()}
+    wrong_answers = [
+        row
+        for row in answers
+        if (nonce := nonces.get(row["completion_id"])) is not None
+        and (
+            orjson.loads(row["prompt"])[0]["content"] != nonce
+            or orjson.loads(row["completion"])["content"] != TEXT
+            or not row["is_complete"]
+        )
+    ]
+    wrong_ratings = [
+        row
+        for row in ratings
+        if row["feedback_id"] in ledger.feedback and orjson.loads(row["value"]) != ledger.feedback[row["feedback_id"]]
+    ]
+    return len(wrong_answers) + len(wrong_ratings)
+
+
+def _rows_in(spool: Path) -> int:
+    connection = sqlite3.connect(spool)
+    try:
+        return int(connection.execute("SELECT count(*) FROM records").fetchone()[0])
+    finally:
+        connection.close()

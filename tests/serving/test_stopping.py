@@ -1,0 +1,98 @@
+"""SIGTERM: what can finish finishes, what cannot is told so and recorded, and the process ends in time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from feedback.interactions import Status
+from feedback.store import get_interaction
+from pawl.database import open_database, upgrade
+from pawl.settings import DatabaseSettings
+from tests.fake_vllm import FakeVLLM
+from tests.servers import free_port
+from tests.serving.gateway_process import GatewayProcess
+from tests.serving.talk import CHAT, QUESTION, STREAM, events_of
+from tests.serving.waiting import eventually
+
+GRACE_S = 1.0
+
+
+@pytest.fixture
+def process(tmp_path: Path, engine_url: str) -> Iterator[GatewayProcess]:
+    alias = {"engines": [engine_url], "champion": "base-model"}
+    url = f"sqlite:///{tmp_path}/shared.db"
+    database = open_database(DatabaseSettings(url=url))
+    upgrade(database)
+    database.close()
+    configuration: dict[str, Any] = {
+        "database": {"url": url},
+        "state_dir": str(tmp_path / "state"),
+        "serving": {"port": free_port(), "models": {"assistant": alias}, "drain_grace_s": GRACE_S},
+    }
+    gateway = GatewayProcess(tmp_path, configuration)
+    gateway.start()
+    yield gateway
+    gateway.close()
+
+
+class Stream(threading.Thread):
+    """A client that reads one stream to its end."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+        self.events: list[bytes] = []
+        self.seconds = 0.0
+        self.start()
+
+    def run(self) -> None:
+        started = time.monotonic()
+        self.events = events_of(httpx2.post(self._url + CHAT, json=STREAM, timeout=20).content)
+        self.seconds = time.monotonic() - started
+
+
+def test_streams_end_in_order(process: GatewayProcess, engine: FakeVLLM, tmp_path: Path) -> None:
+    engine.behaviour.gap_s, engine.behaviour.text, engine.behaviour.n_chunks = 0.1, "x" * 200, 200
+    slow = Stream(process.url)
+    eventually(lambda: engine.n_running == 1)
+    engine.behaviour.n_chunks = 5
+    quick = Stream(process.url)
+    eventually(lambda: engine.n_running == 2)
+
+    stopped_at = time.monotonic()
+    process.terminate()
+    eventually(lambda: is_refused(process.url), within_s=1.0)
+    process.wait(GRACE_S + 8)
+    assert time.monotonic() - stopped_at < GRACE_S + 3
+    slow.join(5)
+    quick.join(5)
+
+    assert quick.events[-1] == b"[DONE]"
+    assert b"[DONE]" not in slow.events
+    assert b'"code":"shutting_down"' in slow.events[-1]
+    assert slow.seconds < 5
+    eventually(lambda: engine.n_running == 0, within_s=1.0)
+    assert recorded(tmp_path, engine) == [(Status.SHUTDOWN, False), (Status.OK, True)]
+
+
+def is_refused(url: str) -> bool:
+    """Whether the gateway takes no more work."""
+    try:
+        return httpx2.post(url + CHAT, json=QUESTION, timeout=2).status_code == 503
+    except httpx2.HTTPError:
+        return True
+
+
+def recorded(directory: Path, engine: FakeVLLM) -> list[tuple[Status, bool]]:
+    """How the requests that the engine saw first and second are kept in the database."""
+    database = open_database(DatabaseSettings(url=f"sqlite:///{directory}/shared.db"))
+    kept = [get_interaction(database, headers["x-request-id"]) for headers in engine.seen_headers[:2]]
+    database.close()
+    return [(interaction.status, interaction.is_complete) for interaction in kept if interaction]
