@@ -68,6 +68,9 @@ class Health:
     """Requests assigned to the treatment in the last minute."""
     canary_errors: int = 0
     """Those of them that failed hard or timed out."""
+    control_requests: int = 0
+    """The same of the control."""
+    control_errors: int = 0
     missing: tuple[str, ...] = ()
     """Metrics that cannot be measured now: no scorer, no weights, no recent scores."""
 
@@ -188,11 +191,21 @@ def _over(view: _View) -> Decision | None:
 
 
 def _breaker(view: _View) -> Decision | None:
+    """Roll back when the canary's failed share reaches the limit, and the control's share plus the limit.
+
+    Where the control fails as often, the engines or the network are to blame, and the champion would not help anybody.
+    """
     requests, errors = view.health.canary_requests, view.health.canary_errors
     limit = view.config.breaker_error_share
-    if requests < view.config.breaker_min_requests or errors < limit * requests:
+    if requests < view.config.breaker_min_requests:
         return None
-    reason = f"{errors} of {requests} canary requests failed in the last minute; the limit is {_percent(limit)}."
+    control_share = view.health.control_errors / max(view.health.control_requests, 1)
+    if errors / max(requests, 1) - control_share < limit:
+        return None
+    reason = (
+        f"{errors} of {requests} canary requests failed in the last minute, and {_percent(control_share)} of the "
+        f"control's; the limit is {_percent(limit)} more than the control's."
+    )
     return _decision(view, "roll_back", reason, "breaker", weight=0.0)
 
 

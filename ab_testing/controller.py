@@ -12,7 +12,7 @@ import structlog
 from ab_testing.canary import Decision, Health, apply, decide, launch, observe, override, weight_of
 from ab_testing.canary_state import CanaryConfig, GuardrailMetric
 from ab_testing.errors import InvalidCanary
-from ab_testing.experiment import TREATMENT, Route, canary_experiment
+from ab_testing.experiment import CONTROL, TREATMENT, Route, canary_experiment
 from ab_testing.outcomes import (
     HARMFUL_COMPLIANCE,
     OVER_REFUSAL,
@@ -23,12 +23,12 @@ from ab_testing.outcomes import (
     is_unscored,
     matured_users,
 )
-from ab_testing.rollout_store import Rollout, insert_rollout, running_rollout, save_progress
+from ab_testing.rollout_store import CONTROLLER, Rollout, insert_rollout, running_rollout, save_progress
 from ab_testing.route_store import load_route
 from feedback.store import Exposure, experiment_rows, experiment_units
 from pawl.clock import Clock
 from pawl.database import Database
-from pawl.errors import ConfigurationError, NegativeVerdict
+from pawl.errors import ConfigurationError, NegativeVerdict, StaleWrite
 from pawl.settings import RolloutSettings
 
 log = structlog.get_logger()
@@ -40,6 +40,8 @@ UNUSED_MARGIN = 0.5
 SCORE_PATIENCE_S = 60.0
 """How long a matured user may wait for scores before the scorer counts as missing."""
 HARD_FAILURE = "upstream_error"
+MOST_ATTEMPTS = 5
+"""Of a person's order: every tick of the worker rewrites the rollout, and one may come between reading and writing."""
 
 
 def canary_config(settings: RolloutSettings) -> CanaryConfig:
@@ -173,11 +175,23 @@ class Controller:
             cursor=matured.cursor,
             updated_at=now,
         )
-        self._act(rollout, after, decision, "controller", epoch)
+        self._act(rollout, after, decision, CONTROLLER, epoch)
         return Tick(after, decision, len(matured.outcomes))
 
     def act(self, alias: str, action: Action, reason: str, *, actor: str, epoch: int) -> Tick | None:
-        """Do what a person orders; None when nothing is being rolled out."""
+        """Do what a person orders; None when nothing is being rolled out.
+
+        Raises:
+            StaleWrite: others kept writing meanwhile, or hold a later lease; nothing was changed.
+        """
+        for _ in range(MOST_ATTEMPTS - 1):
+            try:
+                return self._act_once(alias, action, reason, actor, epoch)
+            except StaleWrite as exc:
+                log.info("order_repeated", alias=alias, action=action, reason=str(exc))
+        return self._act_once(alias, action, reason, actor, epoch)
+
+    def _act_once(self, alias: str, action: Action, reason: str, actor: str, epoch: int) -> Tick | None:
         rollout = running_rollout(self._database, alias)
         if rollout is None:
             return None
@@ -192,7 +206,7 @@ class Controller:
         current = load_route(self._database, before.alias) if moves else None
         route = route_of(after, current) if current else None
         is_news = decision.verdict != "continue" or before.cursor != after.cursor
-        repeats = decision.verdict == "hold" and before.state.status == "hold" and actor == "controller"
+        repeats = decision.verdict == "hold" and before.state.status == "hold" and actor == CONTROLLER
         recorded = decision if is_news and not repeats else None
         save_progress(self._database, before, after, decision=recorded, route=route, actor=actor, epoch=epoch)
         if decision.verdict not in ("continue", "hold"):
@@ -202,17 +216,26 @@ class Controller:
 
 
 def health_of(rows: Sequence[Exposure], matured: Matured, rollout: Rollout, now: float) -> Health:
-    """Hard failures of the last minute, and metrics that nobody measures.
+    """Hard failures of the last minute in both variants, and metrics that nobody measures.
 
     A treatment request that had to be answered by the control failed too: otherwise a version that no engine can serve
     would be judged by the champion's answers, and promoted for them.
     """
-    recent = [row for row in rows if row.assigned_variant == TREATMENT and row.created_at > now - HEALTH_WINDOW_S]
+    recent = [row for row in rows if row.created_at > now - HEALTH_WINDOW_S]
+    canary = [has_failed(row) for row in recent if row.assigned_variant == TREATMENT]
+    control = [has_failed(row) for row in recent if row.assigned_variant == CONTROL]
     is_scorer_late = matured.is_waiting_for_scores and any(
         is_unscored(row) and row.created_at < now - rollout.maturity_s - SCORE_PATIENCE_S for row in rows
     )
     return Health(
-        canary_requests=len(recent),
-        canary_errors=sum(row.status == HARD_FAILURE or row.served_variant != TREATMENT for row in recent),
+        canary_requests=len(canary),
+        canary_errors=sum(canary),
+        control_requests=len(control),
+        control_errors=sum(control),
         missing=SCORED_METRICS if is_scorer_late else (),
     )
+
+
+def has_failed(row: Exposure) -> bool:
+    """Whether a request got no answer from the variant it was assigned."""
+    return row.status == HARD_FAILURE or row.served_variant != row.assigned_variant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from ab_testing.canary import Decision
-from ab_testing.canary_state import FINAL, CanaryConfig, CanaryState
+from ab_testing.canary_state import FINAL, CanaryConfig, CanaryState, Status
 from ab_testing.experiment import Route
 from ab_testing.route_store import write_route
 from pawl.database import Database
 from pawl.errors import NegativeVerdict, StaleWrite
 from pawl.schema import decisions, rollouts
+
+CONTROLLER = "controller"
+"""The actor of decisions that nobody ordered."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,31 @@ def list_rollouts(database: Database, alias: str | None = None) -> list[Rollout]
         query = query.where(rollouts.c.alias == alias)
     with database.read() as connection:
         return [_rollout(row) for row in connection.execute(query).mappings()]
+
+
+def newest_rollout(
+    database: Database, alias: str, *, status: Status | None = None, candidate: str | None = None
+) -> Rollout | None:
+    """The alias's newest rollout, of this status and candidate where they are given."""
+    given = {"status": status, "candidate": candidate}
+    wanted = [rollouts.c[name] == value for name, value in given.items() if value is not None]
+    query = sa.select(rollouts).where(rollouts.c.alias == alias, *wanted)
+    with database.read() as connection:
+        row = connection.execute(query.order_by(rollouts.c.created_at.desc(), rollouts.c.id)).mappings().first()
+    return _rollout(row) if row else None
+
+
+def count_rollbacks(database: Database) -> Counter[str]:
+    """How many rollouts were rolled back, by the metric that decided it, `breaker` or `operator`."""
+    query = (
+        sa.select(decisions.c.metric, decisions.c.actor)
+        .join(rollouts, rollouts.c.id == decisions.c.rollout_id)
+        .where(rollouts.c.status == "rolled_back", decisions.c.verdict == "roll_back")
+    )
+    with database.read() as connection:
+        rows = connection.execute(query).all()
+    # Of the controller's decisions to roll back, only the breaker's has no metric.
+    return Counter(row.metric or ("breaker" if row.actor == CONTROLLER else "operator") for row in rows)
 
 
 def get_rollout(database: Database, rollout_id: str) -> Rollout:

@@ -149,7 +149,10 @@ BENIGN_REQUESTS: Final = Counter(
 # Preference pairs and retraining.
 PAIRS: Final = Counter("pawl_pairs_total", "Preference pairs mined.", ("source",), registry=REGISTRY)
 PAIRS_REJECTED: Final = Counter(
-    "pawl_pairs_rejected_total", "Candidate groups that gave no pair.", ("reason",), registry=REGISTRY
+    "pawl_pairs_rejected_total",
+    "Candidates that gave no pair when the newest retraining run of each model mined all feedback; grows with them.",
+    ("reason",),
+    registry=REGISTRY,
 )
 RETRAIN_RUNS: Final = Counter("pawl_retrain_runs_total", "Retraining runs finished.", ("outcome",), registry=REGISTRY)
 RETRAIN_LAST_SUCCESS: Final = Gauge(
@@ -184,7 +187,10 @@ ROLLOUT_STATE: Final = Gauge(
     registry=REGISTRY,
 )
 ROLLBACKS: Final = Counter(
-    "pawl_rollbacks_total", "Rollouts rolled back, by the metric that decided it.", ("metric",), registry=REGISTRY
+    "pawl_rollbacks_total",
+    "Rollouts rolled back ever, by the metric that decided it; else by breaker or operator.",
+    ("metric",),
+    registry=REGISTRY,
 )
 
 

@@ -16,7 +16,10 @@ ScoreToxicity = Callable[[Sequence[str]], list[float]]
 
 
 class ScoringDuty:
-    """Scores in batches. It needs a toxicity scorer: an interaction is scored whole or not at all."""
+    """Scores in batches. It needs a toxicity scorer: an interaction is scored whole or not at all.
+
+    Several workers may read the same batch; each score is kept, and counted, by the one that stores it first.
+    """
 
     def __init__(
         self,
@@ -45,9 +48,10 @@ class ScoringDuty:
         answers = [text_of(interaction.completion) for interaction in batch]
         toxicities = self._score_toxicity(answers)
         scores = [self._score(*item) for item in zip(batch, answers, toxicities, strict=True)]
-        save_scores(self._database, scores)
+        added = save_scores(self._database, scores)
         for interaction, score in zip(batch, scores, strict=True):
-            count(interaction, score)
+            if score.interaction_id in added:
+                count(interaction, score)
         return len(batch)
 
     def _score(self, interaction: Interaction, answer: str, toxicity: float) -> Score:

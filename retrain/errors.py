@@ -9,6 +9,7 @@ RetrainError
 ├── EvaluationFailed    something could not be measured
 ├── PublishFailed       an engine refused an adapter, or serves something else under its name
 ├── EngineUnreachable   an engine does not answer; exit code 3
+├── CanaryTaken         another rollout has the alias; the candidate waits
 ├── UnknownModel        no model of this name is registered, or it has no adapter
 └── RunConflict         another process took the run over, or the cycle has its run already
 """
@@ -54,6 +55,10 @@ class EngineUnreachable(RetrainError, Unreachable):
     """An engine does not answer, or not in time."""
 
     exit_code = 3
+
+
+class CanaryTaken(RetrainError):
+    """The alias has a running rollout of another candidate; the text says which."""
 
 
 class UnknownModel(RetrainError):

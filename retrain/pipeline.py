@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import structlog
 from transformers import AutoTokenizer
 
 from feedback.pairs import PreferencePair
@@ -41,7 +42,7 @@ from retrain.dataset import (
     split_holdout,
     swap_preferences,
 )
-from retrain.errors import PreflightFailed
+from retrain.errors import CanaryTaken, PreflightFailed
 from retrain.evaluation import (
     Contender,
     EvaluationPlan,
@@ -58,8 +59,13 @@ from retrain.publish import Engine, load_verified, unload_everywhere
 from retrain.registry import Model, ModelState, Run, RunStatus
 from retrain.steps import Manifest, done, once
 
+log = structlog.get_logger()
+
 OpenCanary = Callable[[str], str | None]
-"""Given the candidate's name, open a rollout for it and return its id."""
+"""Given the candidate's name, open a rollout for it, or find the one it has already, and return its id.
+
+Raises `CanaryTaken` while another candidate's rollout runs.
+"""
 
 _STATUS = {
     Verdict.PASS: RunStatus.PASSED,
@@ -73,7 +79,7 @@ class RoundOptions:
     """What one round does differently from the settings. Everything here is recorded in the run."""
 
     cycle: str | None = None
-    """What the round is for; this ISO week without it. An alias has one run per cycle."""
+    """What the round is for; without it that of the newest unfinished run, else this ISO week. One run per cycle."""
     force: bool = False
     """Train on fewer pairs than `retrain.min_pairs`."""
     mix: MixSettings | None = None
@@ -95,6 +101,8 @@ class RoundInputs:
     score_toxicity: ScoreToxicity | None = None
     """Without it toxicity is not measured, and the gate says no."""
     open_canary: OpenCanary | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Candidates of this mining that gave no pair, by reason; kept with the run."""
     report: Report = ignore
     now: Clock = field(default=clock.now)
     epoch: int = 0
@@ -124,7 +132,8 @@ def run_round(
 ) -> RunOutcome:
     """Train a candidate from the feedback, judge it, and publish it if it passes.
 
-    Calling it again for the same cycle resumes the run, or returns its outcome once it has one.
+    Calling it again for the same cycle resumes the run, or returns its outcome once it has one. Without a cycle an
+    unfinished run is resumed, however old it is.
 
     Raises:
         PawlError: a step failed; the run is marked so and can be resumed.
@@ -132,7 +141,8 @@ def run_round(
     chosen = options or RoundOptions()
     resolve_base(settings, alias)
     cycle = chosen.cycle or iso_week(inputs.now())
-    run = registry.find_run(database, alias, cycle)
+    unfinished = None if chosen.cycle else registry.unfinished_run(database, alias)
+    run = unfinished or registry.find_run(database, alias, cycle)
     if run is None:
         run = registry.create_run(database, alias, cycle, epoch=inputs.epoch, now=inputs.now())
     elif not run.status.is_final:
@@ -194,6 +204,7 @@ class _Round:
 
     def _steps(self) -> RunOutcome:
         mined = self._once("mine", self._mine)
+        self._record("mine", RunStatus.RUNNING, {"skipped": mined.get("skipped", {})})
         if mined["is_too_few"]:
             return self._finish(RunStatus.SKIPPED)
         self._once("build", self._build)
@@ -222,6 +233,7 @@ class _Round:
             "n_earlier": len(self.inputs.earlier),
             "is_too_few": n_new < self.retrain.min_pairs and not self.options.force,
             "min_pairs": self.retrain.min_pairs,
+            "skipped": dict(self.inputs.skipped),
             **self._parent(),
             "options": {**asdict(replace(self.options, mix=None)), "mix": self._mix().model_dump()},
         }
@@ -355,8 +367,14 @@ class _Round:
         return {"model": adapter.name, "engines": [engine.url for engine in engines]}
 
     def _canary(self, adapter: Adapter) -> Manifest:
-        rollout = self.inputs.open_canary(adapter.name) if self.inputs.open_canary else None
-        if rollout is not None:
+        """Safe to repeat: a round may have been killed after the rollout was opened, even after it ended."""
+        try:
+            rollout = self.inputs.open_canary(adapter.name) if self.inputs.open_canary else None
+        except CanaryTaken as exc:
+            log.warning("canary_waits", model=adapter.name, reason=str(exc))
+            return {"rollout_id": None, "waits": str(exc)}
+        is_fresh = registry.get_model(self.database, adapter.name).state == ModelState.CANDIDATE
+        if rollout is not None and is_fresh:
             registry.set_state(self.database, adapter.name, ModelState.CHALLENGER, now=self.inputs.now())
         return {"rollout_id": rollout}
 
@@ -440,7 +458,7 @@ class _Round:
         return outcome
 
     def _outcome(self, status: RunStatus) -> RunOutcome:
-        mined, gate = self._manifest("mine"), self._manifest("gate")
+        mined, gate, canary = (self._manifest(step) for step in ("mine", "gate", "canary"))
         built = set(self._manifest("build").get("pair_ids", ()))
         report = gate.get("report")
         return RunOutcome(
@@ -451,18 +469,17 @@ class _Round:
             directory=self.directory,
             new_pair_ids=tuple(pair.id for pair in self._pairs("new") if pair.id in built),
             gate=report,
-            rollout_id=self._manifest("canary").get("rollout_id"),
-            reason=_reason(status, mined, gate),
+            rollout_id=canary.get("rollout_id"),
+            reason=_reason(status, mined, gate, canary),
         )
 
 
-def _reason(status: RunStatus, mined: Manifest, gate: Manifest) -> str:
+def _reason(status: RunStatus, mined: Manifest, gate: Manifest, canary: Manifest) -> str:
     if status == RunStatus.SKIPPED:
         return f"{mined['n_new']} new pairs are too few to train on; {mined['min_pairs']} are needed"
     reasons = "; ".join(gate.get("report", {}).get("reasons", ()))
-    if gate.get("is_overruled"):
-        return f"published against the gate: {reasons}"
-    return reasons or "every check passed"
+    verdict = f"published against the gate: {reasons}" if gate.get("is_overruled") else reasons or "every check passed"
+    return f"{verdict}; no canary was opened: {canary['waits']}" if canary.get("waits") else verdict
 
 
 def _write_lines(path: Path, records: Sequence[Any]) -> None:

@@ -128,6 +128,11 @@ def list_runs(database: Database, alias: str | None = None) -> list[Run]:
         return [_run(row) for row in connection.execute(query).mappings()]
 
 
+def unfinished_run(database: Database, alias: str) -> Run | None:
+    """The alias's newest run that has not ended: it is resumed before another starts."""
+    return next((run for run in list_runs(database, alias) if not run.status.is_final), None)
+
+
 def adopt_run(database: Database, run: Run, *, epoch: int, now: float) -> Run:
     """Take over a run that another process left.
 

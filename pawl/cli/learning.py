@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
 import typer
 
+from pawl import leases
 from pawl.cli.context import (
     JsonFlag,
     chosen_alias,
@@ -26,8 +29,10 @@ from pawl.settings import Settings
 if TYPE_CHECKING:
     from monitoring.scoring import ScoreToxicity
     from retrain.pipeline import OpenCanary
+    from retrain.registry import Model
 
 log = structlog.get_logger()
+ForceOption = Annotated[bool, typer.Option("--force", help="Even a version that the gate rejected.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
 
 retrain = typer.Typer(no_args_is_help=True, help="Retraining rounds.")
@@ -44,19 +49,26 @@ def register(app: typer.Typer) -> None:
 def retrain_run(
     model: ModelOption = None,
     if_due: Annotated[bool, typer.Option("--if-due", help="Do nothing unless a round is due.")] = False,
-    cycle: Annotated[str | None, typer.Option("--cycle", help="What the round is for; this week by default.")] = None,
+    cycle: Annotated[
+        str | None, typer.Option("--cycle", help="What the round is for; else the unfinished one, or this week.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Train on fewer pairs than retrain.min_pairs.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Mine, train, judge, publish, open the canary. Running it again resumes where it was."""
+    """Mine, train, judge, publish, open the canary. Running it again resumes where it was; one process at a time."""
     from feedback.mining import mine_alias
     from feedback.store import load_pairs
     from retrain.progress import reporting
 
     settings = current_settings(quiet_logs=False)
     alias = chosen_alias(settings, model)
-    with current_database(settings) as database, reporting(sys.stderr) as report:
-        mine_alias(database, alias, now())
+    lease, ttl_s = f"retrain/{alias}", settings.worker.lease_s
+    with (
+        current_database(settings) as database,
+        leases.held(database, lease, leases.this_process(), ttl_s=ttl_s, clock=now) as epoch,
+        reporting(sys.stderr) as report,
+    ):
+        mined = mine_alias(database, alias, now())
         new, earlier = load_pairs(database, alias, used=False), load_pairs(database, alias, used=True)
         reason = why_not_due(database, settings, alias, len(new)) if if_due else None
         if reason:
@@ -73,7 +85,9 @@ def retrain_run(
             earlier=earlier,
             score_toxicity=toxicity_scorer(settings),
             open_canary=canary_opener(database, settings, alias),
+            skipped=mined.skipped,
             report=report,
+            epoch=epoch,
         )
         outcome = run_round(database, settings, alias, inputs, RoundOptions(cycle=cycle, force=force))
     shown = {"run": outcome.run_id, "status": outcome.status.value, "model": outcome.model, "reason": outcome.reason}
@@ -92,13 +106,12 @@ def print_not_due(reason: str, *, as_json: bool) -> None:
 
 def why_not_due(database: Database, settings: Settings, alias: str, n_new: int) -> str | None:
     """Why no round should start now; None when one should."""
-    from retrain.registry import list_runs
+    from retrain.registry import list_runs, unfinished_run
 
+    if unfinished_run(database, alias):
+        return None
     if n_new < settings.retrain.min_pairs:
         return f"{n_new} new pairs, retrain.min_pairs is {settings.retrain.min_pairs}"
-    unfinished = [run for run in list_runs(database, alias) if not run.status.is_final]
-    if unfinished:
-        return None
     last = max((run.created_at for run in list_runs(database, alias)), default=0.0)
     hours = (now() - last) / 3600
     if hours < settings.retrain.interval_hours:
@@ -123,37 +136,79 @@ def toxicity_scorer(settings: Settings) -> ScoreToxicity | None:
 
 def canary_opener(database: Database, settings: Settings, alias: str) -> OpenCanary | None:
     """What a passed gate calls to open the canary; None when `rollout.auto_start` is off."""
+    from ab_testing.rollout_store import newest_rollout, running_rollout
+    from retrain.errors import CanaryTaken
+
     if not settings.rollout.auto_start:
         return None
 
     def open_canary(candidate: str) -> str:
+        if (opened := newest_rollout(database, alias, candidate=candidate)) is not None:
+            return opened.id
+        if (running := running_rollout(database, alias)) is not None:
+            raise CanaryTaken(f"{alias} has a running rollout: {running.id}; promote {candidate} when it is over")
         return open_rollout(database, settings, alias, candidate)
 
     return open_canary
 
 
-def open_rollout(database: Database, settings: Settings, alias: str, candidate: str) -> str:
-    """Start the rollout of a registered candidate; returns its id.
+def open_rollout(database: Database, settings: Settings, alias: str, candidate: str, *, is_forced: bool = False) -> str:
+    """Start the rollout of a registered candidate once every engine has proven to serve it; returns its id.
+
+    Args:
+        is_forced: Also one that the gate rejected.
 
     Raises:
         PawlError: it cannot be started; says why.
     """
-    from ab_testing.controller import start_rollout
+    from ab_testing.controller import canary_config, start_rollout
     from ab_testing.experiment import Route
+    from ab_testing.rollout_store import running_rollout
     from ab_testing.route_store import load_route
-    from pawl import leases
     from retrain import registry
 
-    owner = registry.get_model(database, candidate).alias
-    if owner != alias:
-        raise ConfigurationError(f"{candidate} is a version of {owner}, not of {alias}")
+    model = registry.get_model(database, candidate)
+    if model.alias != alias:
+        raise ConfigurationError(f"{candidate} is a version of {model.alias}, not of {alias}")
     if model_settings(settings, alias).experiment is not None:
         raise ConfigurationError(f"serving.models.{alias} has a fixed split: a rollout needs the alias to itself")
+    if model.state == registry.ModelState.REJECTED and not is_forced:
+        raise NegativeVerdict(f"{candidate} was rejected: {gate_reason(database, model)}; --force overrides this")
+    if (running := running_rollout(database, alias)) is not None:
+        raise NegativeVerdict(f"{alias} has a running rollout: {running.id}")
+    canary_config(settings.rollout)  # Wrong settings are told before the engines are troubled.
+    load_everywhere(settings, model)
     route = load_route(database, alias) or Route(alias, 0, model_settings(settings, alias).champion)
     epoch = leases.epoch_of(database, f"rollout/{alias}")
     rollout = start_rollout(database, settings.rollout, route, candidate, now=now(), epoch=epoch)
     registry.set_state(database, candidate, registry.ModelState.CHALLENGER, now=now())
     return rollout.id
+
+
+def gate_reason(database: Database, model: Model) -> str:
+    """Why the gate turned a version down, as its run has it."""
+    from retrain.errors import UnknownModel
+    from retrain.registry import get_run
+
+    try:
+        return str(get_run(database, model.run_id or "").detail.get("reason") or "no reason is recorded")
+    except UnknownModel:
+        return "its run is not recorded"
+
+
+def load_everywhere(settings: Settings, model: Model) -> None:
+    """Load a version into every engine of its alias and prove that it is served.
+
+    Raises:
+        RetrainError: an engine refuses it or does not answer.
+    """
+    from retrain.publish import Engine, load_verified
+
+    with ExitStack() as stack:
+        urls = model_settings(settings, model.alias).engines
+        engines = [stack.enter_context(closing(Engine(url))) for url in urls]
+        if model.path is not None:  # A base model has no adapter to load: the engines were started with it.
+            load_verified(engines, model.name, Path(model.path), model.base)
 
 
 @retrain.command("status")
@@ -237,14 +292,14 @@ def models_show(name: str, as_json: JsonFlag = False) -> None:
 
 
 @models.command("promote")
-def models_promote(name: str) -> None:
-    """Send a registered version out as a canary."""
+def models_promote(name: str, force: ForceOption = False) -> None:
+    """Open a canary for a registered version: it becomes the champion if its users are no worse off."""
     from retrain.registry import get_model
 
     settings = current_settings()
     with current_database(settings) as database:
         alias = chosen_alias(settings, get_model(database, name).alias)
-        typer.echo(open_rollout(database, settings, alias, name))
+        typer.echo(open_rollout(database, settings, alias, name, is_forced=force))
 
 
 @models.command("retire")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import httpx2
 import sqlalchemy as sa
 import typer
 
@@ -53,6 +54,10 @@ def run(arguments: Sequence[str]) -> int:
         return _complain(str(exc), exc.exit_code)
     except ABTestingError as exc:
         return _complain(str(exc), ConfigurationError.exit_code)
+    except (httpx2.HTTPError, ConnectionError, TimeoutError) as exc:
+        return _complain(f"no answer: {type(exc).__name__} {exc}", Unreachable.exit_code)
+    except OSError as exc:
+        return _complain(f"{exc.filename or 'system'}: {exc.strerror or exc}", ConfigurationError.exit_code)
     except sa.exc.DBAPIError as exc:
         return _complain(f"the database failed: {str(exc.orig).strip().splitlines()[0]}", Unreachable.exit_code)
     return code if isinstance(code, int) else 0

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ab_testing.rollout_store import DecisionRecord, Rollout
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Even a version that the gate rejected.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Goes into the record.")]
 
 rollout = typer.Typer(no_args_is_help=True, help="Canary rollouts.")
@@ -40,13 +41,13 @@ def register(app: typer.Typer) -> None:
 
 
 @rollout.command("start")
-def start(candidate: str, model: ModelOption = None) -> None:
+def start(candidate: str, model: ModelOption = None, force: ForceOption = False) -> None:
     """Send a registered version out as a canary; prints the rollout's id."""
     from pawl.cli.learning import open_rollout
 
     settings = current_settings()
     with current_database(settings) as database:
-        typer.echo(open_rollout(database, settings, chosen_alias(settings, model), candidate))
+        typer.echo(open_rollout(database, settings, chosen_alias(settings, model), candidate, is_forced=force))
 
 
 @rollout.command("status")

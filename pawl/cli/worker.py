@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
 import sqlalchemy as sa
 import structlog
+from prometheus_client import Counter as Series
 from prometheus_client import start_http_server
 
-from ab_testing.canary import Decision
 from ab_testing.canary_state import Status
 from ab_testing.controller import Controller
-from ab_testing.rollout_store import Rollout, list_rollouts
+from ab_testing.rollout_store import Rollout, count_rollbacks, newest_rollout
 from feedback.store import count_pairs, mark_pairs_used
 from monitoring.errors import ScorerUnavailable
 from monitoring.harm import DEFAULT_PATTERNS, HarmLexicon
@@ -28,6 +27,7 @@ from monitoring.metrics import (
     BUILD_INFO,
     GATE_VERDICTS,
     PAIRS,
+    PAIRS_REJECTED,
     REGISTRY,
     RETRAIN_LAST_SUCCESS,
     RETRAIN_RUNS,
@@ -58,25 +58,34 @@ class Worker:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
-        self._holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._holder = leases.this_process()
         self._is_stopping = threading.Event()
-        self._controller = Controller(database, clock=now, on_end=self._rollout_ended)
+        self._controller = Controller(database, clock=now, on_end=lambda ended, _: end_rollout(database, ended))
         self._scoring: ScoringDuty | None = None
         self._runs_seen: Counter[str] = Counter()
         self._pairs_seen: Counter[str] = Counter()
+        self._rejected_seen: Counter[str] = Counter()
+        self._rollbacks_seen: Counter[str] = Counter()
 
     def run(self) -> None:
-        """Block until SIGTERM or SIGINT."""
+        """Block until SIGTERM or SIGINT.
+
+        Raises:
+            ConfigurationError: the port of the metrics is taken, or may not be used.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._is_stopping.set())
         BUILD_INFO.labels(version=version("pawl")).set(1)
         settings = self._settings.worker
-        server, _ = start_http_server(settings.metrics_port, settings.host, REGISTRY)
+        try:
+            server, _ = start_http_server(settings.metrics_port, settings.host, REGISTRY)
+        except OSError as exc:
+            raise ConfigurationError(f"worker.metrics_port {settings.metrics_port}: {exc.strerror or exc}") from exc
         duties = [
-            self._every(settings.poll_s, "scoring", self._score),
-            self._every(self._settings.rollout.tick_s, "rollouts", self._tick_rollouts),
-            self._every(RECONCILE_S, "adapters", self._reconcile),
-            self._every(METRICS_S, "metrics", self._show_learning),
+            self._every(settings.poll_s, "scoring", self.score),
+            self._every(self._settings.rollout.tick_s, "rollouts", self.tick_rollouts),
+            self._every(RECONCILE_S, "adapters", self.reload_adapters),
+            self._every(METRICS_S, "metrics", self.show_learning),
         ]
         log.info("worker_started", metrics_port=settings.metrics_port)
         for duty in duties:
@@ -93,17 +102,14 @@ class Worker:
         def loop() -> None:
             while not self._is_stopping.is_set():
                 wait_s = pause_s
-                try:
+                with surviving(name):
                     wait_s = pause_s if (said := duty()) is None else said
-                except (PawlError, sa.exc.SQLAlchemyError, OSError) as exc:
-                    log.warning("duty_failed", duty=name, reason=type(exc).__name__, detail=str(exc)[:200])
-                except Exception:
-                    log.exception("duty_broken", duty=name)
                 self._is_stopping.wait(wait_s)
 
         return threading.Thread(target=loop, name=name, daemon=True)
 
-    def _score(self) -> float | None:
+    def score(self) -> float | None:
+        """Score all that waits; the pause to make when there is nobody to score."""
         if self._scoring is None:
             try:
                 self._scoring = make_scoring(self._settings.worker.scoring, self._database)
@@ -114,42 +120,24 @@ class Worker:
             pass
         return None
 
-    def _tick_rollouts(self) -> None:
+    def tick_rollouts(self) -> None:
+        """Look at every rollout whose lease this worker has or gets."""
+        ttl_s = max(self._settings.worker.lease_s, 3 * self._settings.rollout.tick_s)
         for alias in self._settings.serving.models:
-            lease = f"rollout/{alias}"
-            ttl_s = max(self._settings.worker.lease_s, 3 * self._settings.rollout.tick_s)
-            epoch = leases.acquire(self._database, lease, self._holder, ttl_s=ttl_s, now=now())
-            if epoch is None:
-                continue
-            tick = self._controller.tick(alias, epoch=epoch)
-            if tick is not None:
-                show_rollout(tick.rollout)
+            with surviving("rollouts", alias=alias):
+                epoch = leases.acquire(self._database, f"rollout/{alias}", self._holder, ttl_s=ttl_s, now=now())
+                if epoch is not None:
+                    self._controller.tick(alias, epoch=epoch)
 
-    def _rollout_ended(self, rollout: Rollout, decision: Decision) -> None:
-        end_rollout(self._database, rollout)
-        if rollout.state.status == "rolled_back":
-            ROLLBACKS.labels(metric=decision.metric or decision.cause).inc()
-
-    def _reconcile(self) -> None:
+    def reload_adapters(self) -> None:
         """Every engine has every adapter that may be asked for; vLLM forgets them when it restarts."""
         for alias, model in self._settings.serving.models.items():
-            settle_ended(self._database, alias)
-            wanted = wanted_adapters(self._database, alias)
-            if not wanted:
-                continue
-            engines = [Engine(url) for url in model.engines]
-            try:
-                done = reconcile(engines, wanted)
-            finally:
-                for engine in engines:
-                    engine.close()
-            for url, name in done.loaded:
-                log.info("adapter_reloaded", engine=url, name=name)
-            for failure in done.failures:
-                log.warning("adapter_missing", engine=failure.engine, name=failure.name, reason=failure.reason)
+            with surviving("adapters", alias=alias):
+                settle_ended(self._database, alias)
+                reload_missing(model.engines, wanted_adapters(self._database, alias))
 
-    def _show_learning(self) -> None:
-        """Runs and pairs happen in short-lived jobs; this process shows them."""
+    def show_learning(self) -> None:
+        """Runs, pairs and orders of people happen in short-lived processes; this one shows them."""
         runs = [run for alias in self._settings.serving.models for run in registry.list_runs(self._database, alias)]
         counts = Counter(run.status.value for run in runs if run.status.is_final)
         for status, n in (counts - self._runs_seen).items():
@@ -158,10 +146,16 @@ class Worker:
                 GATE_VERDICTS.labels(verdict=VERDICTS[status]).inc(n)
         self._runs_seen = counts
         RETRAIN_LAST_SUCCESS.set(max((run.updated_at for run in runs if run.status == RunStatus.PASSED), default=0.0))
-        pairs = count_pairs(self._database)
-        for source, n in (pairs - self._pairs_seen).items():
-            PAIRS.labels(source=source).inc(n)
-        self._pairs_seen |= pairs
+        grow(PAIRS, self._pairs_seen, count_pairs(self._database))
+        grow(PAIRS_REJECTED, self._rejected_seen, rejected_pairs(runs))
+        grow(ROLLBACKS, self._rollbacks_seen, count_rollbacks(self._database))
+        self._show_rollouts()
+
+    def _show_rollouts(self) -> None:
+        for alias in self._settings.serving.models:
+            with surviving("metrics", alias=alias):
+                if (rollout := newest_rollout(self._database, alias)) is not None:
+                    show_rollout(rollout)
 
     def _release_leases(self) -> None:
         try:
@@ -172,6 +166,17 @@ class Worker:
 
 
 VERDICTS = {"passed": "pass", "failed": "fail", "cannot_tell": "cannot_tell"}
+
+
+@contextmanager
+def surviving(duty: str, **fields: str) -> Iterator[None]:
+    """Log what goes wrong in a block and go on after it."""
+    try:
+        yield
+    except (PawlError, sa.exc.SQLAlchemyError, OSError) as exc:
+        log.warning("duty_failed", duty=duty, reason=type(exc).__name__, detail=str(exc)[:200], **fields)
+    except Exception:
+        log.exception("duty_broken", duty=duty, **fields)
 
 
 def make_scoring(settings: ScoringSettings, database: Database) -> ScoringDuty:
@@ -210,11 +215,36 @@ def load_lexicon(path: Path | None) -> HarmLexicon:
 
 def wanted_adapters(database: Database, alias: str) -> dict[str, Path]:
     """Adapters that may be asked for: the champion, the challenger, and the last champion, kept for a way back."""
+    promotion = newest_rollout(database, alias, status="promoted")
+    last = promotion.champion if promotion else None
+    serving = (ModelState.CHAMPION, ModelState.CHALLENGER)
     models = registry.list_models(database, alias)
-    serving = [model for model in models if model.state in (ModelState.CHAMPION, ModelState.CHALLENGER)]
-    retired = [model for model in models if model.state == ModelState.RETIRED]
-    last = sorted(retired, key=lambda model: model.updated_at)[-1:]
-    return {model.name: Path(model.path) for model in (*serving, *last) if model.path}
+    return {m.name: Path(m.path) for m in models if m.path and (m.state in serving or m.name == last)}
+
+
+def reload_missing(urls: Sequence[str], wanted: Mapping[str, Path]) -> None:
+    """Load into these engines what they have forgotten."""
+    if not wanted:
+        return
+    with ExitStack() as stack:
+        done = reconcile([stack.enter_context(closing(Engine(url))) for url in urls], wanted)
+    for url, name in done.loaded:
+        log.info("adapter_reloaded", engine=url, name=name)
+    for failure in done.failures:
+        log.warning("adapter_missing", engine=failure.engine, name=failure.name, reason=failure.reason)
+
+
+def grow(series: Series, seen: Counter[str], totals: Counter[str]) -> None:
+    """Raise a series with one label to the totals, as far as they are over what was seen before."""
+    for label, n in (totals - seen).items():
+        series.labels(label).inc(n)
+    seen |= totals
+
+
+def rejected_pairs(runs: Iterable[registry.Run]) -> Counter[str]:
+    """What gave no pair, by reason, in the mining of each alias's newest run."""
+    newest = {run.alias: run for run in sorted(runs, key=lambda run: run.created_at) if "skipped" in run.detail}
+    return sum((Counter(run.detail["skipped"]) for run in newest.values()), Counter())
 
 
 def end_rollout(database: Database, rollout: Rollout) -> None:
@@ -230,10 +260,11 @@ def end_rollout(database: Database, rollout: Rollout) -> None:
 
 def settle_ended(database: Database, alias: str) -> None:
     """Finish what a worker that died between a rollout's end and the registry left undone."""
-    for rollout in list_rollouts(database, alias)[:1]:
-        is_open = registry.get_model(database, rollout.candidate).state == ModelState.CHALLENGER
-        if rollout.state.is_final and is_open:
-            end_rollout(database, rollout)
+    rollout = newest_rollout(database, alias)
+    if rollout is None or not rollout.state.is_final:
+        return
+    if registry.get_model(database, rollout.candidate).state == ModelState.CHALLENGER:
+        end_rollout(database, rollout)
 
 
 def show_rollout(rollout: Rollout) -> None:

@@ -173,6 +173,18 @@ def test_hard_errors_break_the_canary_at_once() -> None:
     assert (decision.verdict, decision.cause, decision.weight) == ("roll_back", "breaker", 0.0)
 
 
+@pytest.mark.parametrize(
+    ("control_requests", "control_errors", "verdict"),
+    [(0, 0, "roll_back"), (20, 0, "roll_back"), (20, 7, "roll_back"), (20, 9, "continue"), (20, 20, "continue")],
+)
+def test_the_breaker_leaves_a_canary_alone_whose_control_fails_as_often(
+    control_requests: int, control_errors: int, verdict: str
+) -> None:
+    health = Health(20, 12, control_requests=control_requests, control_errors=control_errors)
+    decision = decide(launch(CONFIG, 0.0), CONFIG, 1.0, health)
+    assert decision.verdict == verdict
+
+
 def test_a_wrong_split_holds_and_freezes_the_evidence() -> None:
     users = [
         user

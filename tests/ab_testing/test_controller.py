@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,14 @@ from ab_testing.assignment import assign
 from ab_testing.canary import Decision
 from ab_testing.controller import Controller, Tick, canary_config, start_rollout
 from ab_testing.experiment import Route
-from ab_testing.rollout_store import Rollout, get_rollout, list_decisions, list_rollouts, running_rollout
+from ab_testing.rollout_store import (
+    Rollout,
+    count_rollbacks,
+    get_rollout,
+    list_decisions,
+    list_rollouts,
+    running_rollout,
+)
 from ab_testing.route_store import load_route, write_route
 from feedback.interactions import Status
 from feedback.store import save_scores
@@ -61,7 +68,12 @@ class World:
         return load_route(self.database, ALIAS)
 
     def visit(
-        self, n_users: int, down: Mapping[str, float], *, are_scored: bool = True, status: Status = Status.OK
+        self,
+        n_users: int,
+        down: Mapping[str, float],
+        *,
+        are_scored: bool = True,
+        failing: Collection[str] = (),
     ) -> None:
         """New users ask one question each within a second, as the routing table says; then their time passes."""
         route = self.route()
@@ -81,7 +93,7 @@ class World:
                     is_analysed=assigned.is_analysed,
                     phase=assigned.phase,
                     model=assigned.model,
-                    status=status,
+                    status=Status.UPSTREAM_ERROR if assigned.model in failing else Status.OK,
                 )
             )
             if self.rng.random() < down[assigned.model]:
@@ -158,16 +170,27 @@ def test_a_bad_candidate_is_rolled_back_and_the_champion_serves_everybody(world:
     assert [(ended.state.status, decision.metric) for ended, decision in world.ended] == [
         ("rolled_back", "thumbs_down")
     ]
+    assert count_rollbacks(world.database) == {"thumbs_down": 1}
 
 
 def test_hard_failures_of_the_last_minute_roll_back_at_once(world: World) -> None:
     world.start()
     world.controller().act(ALIAS, "advance", "more traffic", actor="operator:eve", epoch=1)
-    world.visit(400, {BASE: 0.0, CANDIDATE: 0.0}, status=Status.UPSTREAM_ERROR)
+    world.visit(400, {BASE: 0.0, CANDIDATE: 0.0}, failing=[CANDIDATE])
     world.now -= SETTINGS.min_dwell_s + SETTINGS.maturity_s
     tick = world.tick()
     assert (tick.decision.verdict, tick.decision.cause) == ("roll_back", "breaker")
     assert world.route() == Route(ALIAS, 3, BASE, None)
+    assert count_rollbacks(world.database) == {"breaker": 1}
+
+
+def test_an_outage_of_all_engines_is_not_the_canary_s_fault(world: World) -> None:
+    world.start()
+    world.controller().act(ALIAS, "advance", "more traffic", actor="operator:eve", epoch=1)
+    world.visit(400, {BASE: 0.0, CANDIDATE: 0.0}, failing=[BASE, CANDIDATE])
+    world.now -= SETTINGS.min_dwell_s + SETTINGS.maturity_s
+    assert world.tick().decision.verdict == "continue"
+    assert weight(world) == 0.10
 
 
 def test_missing_scores_hold_the_canary_and_it_goes_on_when_they_come(world: World) -> None:
@@ -226,7 +249,7 @@ def test_an_old_lease_holder_moves_nothing(world: World) -> None:
     assert route is not None
     with world.database.write() as connection:
         write_route(connection, route, epoch=2, at=world.now)
-    world.visit(400, {BASE: 0.0, CANDIDATE: 0.0}, status=Status.UPSTREAM_ERROR)
+    world.visit(400, {BASE: 0.0, CANDIDATE: 0.0}, failing=[BASE, CANDIDATE])
     before = kept(world, rollout)
     with pytest.raises(StaleWrite):
         world.controller().act(ALIAS, "advance", "late", actor="operator:eve", epoch=1)
@@ -252,6 +275,25 @@ def test_a_tick_that_was_overtaken_changes_nothing(world: World) -> None:
         world.controller(clock).tick(ALIAS, epoch=1)
     assert [kept(world, rollout)] == after_order
     assert get_rollout(world.database, rollout.id).state.held_reason == "operator"
+
+
+def test_a_person_s_order_wins_over_the_ticks_it_races_with(world: World) -> None:
+    world.start()
+    n_ticks = itertools.count()
+
+    def clock() -> float:
+        """Between the order's reading and its writing the worker looks, twice in a row."""
+        if next(n_ticks) < 2:
+            world.now += 1
+            world.tick()
+        return world.now
+
+    tick = world.controller(clock).act(ALIAS, "roll_back", "now", actor="operator:eve", epoch=1)
+    assert tick is not None
+    assert tick.rollout.state.status == "rolled_back"
+    assert world.route() == Route(ALIAS, 2, BASE, None)
+    assert len(world.ended) == 1
+    assert count_rollbacks(world.database) == {"operator": 1}
 
 
 def test_what_a_person_orders_is_recorded_under_the_persons_name(world: World) -> None:

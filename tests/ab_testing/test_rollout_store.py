@@ -15,6 +15,7 @@ from ab_testing.rollout_store import (
     insert_rollout,
     list_decisions,
     list_rollouts,
+    newest_rollout,
     running_rollout,
     save_progress,
 )
@@ -53,6 +54,19 @@ def test_the_newest_rollout_comes_first_and_an_alias_keeps_to_its_own(database: 
     assert [found.id for found in list_rollouts(database, "assistant")] == ["ro_1"]
     assert set(load_routes(database)) == {"assistant", "helper"}
     assert running_rollout(database, "nobody") is None
+
+
+def test_the_newest_rollout_of_a_candidate_or_a_status_is_found(database: Database) -> None:
+    before = opened(database)
+    ended = replace(before, state=replace(before.state, status="promoted"), updated_at=8.0)
+    save_progress(database, before, ended, None, route_of(ended, Route("assistant", 1, "base")), actor="x", epoch=1)
+    following = replace(ROLLOUT, id="ro_2", candidate="base--r2", created_at=9.0, updated_at=9.0)
+    insert_rollout(database, following, route_of(following, Route("assistant", 2, "base--r1"), salt="s"), epoch=1)
+    assert newest_rollout(database, "assistant") == following
+    assert newest_rollout(database, "assistant", status="promoted") == ended
+    assert newest_rollout(database, "assistant", candidate="base--r1") == ended
+    assert newest_rollout(database, "assistant", candidate="base--r3") is None
+    assert newest_rollout(database, "helper") is None
 
 
 def test_an_unknown_rollout_is_named(database: Database) -> None:

@@ -152,7 +152,7 @@ def test_the_worker_gives_a_forgetful_engine_its_adapter_back(
     outcome: RunOutcome, stack: Stack, shared_database: Database
 ) -> None:
     assert outcome.model is not None
-    registry.set_state(shared_database, outcome.model, registry.ModelState.CHALLENGER, now=clock.now())
+    registry.set_state(shared_database, outcome.model, registry.ModelState.CHAMPION, now=clock.now())
     assert stack.engine is not None
     engine = Engine(stack.engine.url)
     try:

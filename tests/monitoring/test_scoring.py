@@ -67,6 +67,23 @@ def test_each_kept_answer_is_scored_once(database: Database) -> None:
     assert [duty(database, scorer).run_once() for _ in range(2)] == [1, 0]
 
 
+def test_two_workers_that_read_the_same_batch_count_it_once(database: Database) -> None:
+    save(database, [served(number) for number in range(4)])
+    before = counted("pawl_scored_responses_total", "control")
+
+    def slow(texts: Sequence[str]) -> list[float]:
+        """While this worker scores four answers, another stores and counts two of them."""
+        assert duty(database, Scorer(), batch_size=2).run_once() == 2
+        return [0.1 for _ in texts]
+
+    scoring = ScoringDuty(
+        database, slow, default_lexicon(), threshold=0.5, batch_size=9, scorer_name="slow", clock=lambda: 88.0
+    )
+    assert scoring.run_once() == 4
+    assert sorted(row.scored_at for row in stored(database).values()) == [77.0, 77.0, 88.0, 88.0]
+    assert counted("pawl_scored_responses_total", "control") - before == 4
+
+
 def test_what_it_says_of_an_answer(database: Database) -> None:
     save(
         database,

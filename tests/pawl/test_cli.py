@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from ab_testing.controller import Controller
+from ab_testing.controller import Controller, start_rollout
+from ab_testing.experiment import Route
 from ab_testing.route_store import load_route
 from pawl import leases
 from pawl.cli.context import print_rows
-from pawl.cli.main import config_first
+from pawl.cli.learning import canary_opener, why_not_due
+from pawl.cli.main import config_first, run
 from pawl.cli.worker import end_rollout
+from pawl.clock import now
 from pawl.database import Database, open_database
 from pawl.settings import Settings, load_settings
 from retrain import registry
+from retrain.errors import CanaryTaken
 from retrain.registry import Model, ModelState, RunStatus
 from serving.app import create_app
 from serving.stack import write_config
 from tests.fake_vllm import FakeVLLM
 from tests.pawl.conftest import Cli
 from tests.pawl.records import interaction_id, save, served, thumb
+from tests.retrain.fake_engine import FakeEngine, serving
 from tests.servers import free_port, running
 
 ROOT = Path(__file__).parents[2]
+SILENT = "http://127.0.0.1:9"
 CANDIDATE = "base-model--r0001-1a2b3c4d"
 COMMANDS = [
     "up", "serve", "worker", "engine", "doctor", "demo", "gate", "assignments", "db", "db upgrade", "db check",
@@ -45,16 +53,20 @@ READING = [
 ]  # fmt: skip
 
 
-def register(database: Database, name: str = CANDIDATE, alias: str = "assistant") -> None:
-    model = Model(
-        name, alias, "base-model", None, "r0001", "/adapters/x", None, None, ModelState.CANDIDATE, {"rank": 8}, 1.0, 1.0
-    )
+def register(
+    database: Database,
+    name: str = CANDIDATE,
+    alias: str = "assistant",
+    state: ModelState = ModelState.CANDIDATE,
+) -> None:
+    model = Model(name, alias, "base-model", None, "r0001", "/adapters/x", None, None, state, {"rank": 8}, 1.0, 1.0)
     registry.register_model(database, model)
 
 
 def add_run(database: Database, verdict: str = "fail") -> str:
     checks = [{"name": "toxicity", "verdict": verdict, "reason": "0.10 against 0.01"}]
-    detail = {"gate": {"verdict": verdict, "checks": checks}, "n_pairs": 12, "new_pair_ids": ["p1", "p2"]}
+    gate = {"verdict": verdict, "checks": checks}
+    detail = {"gate": gate, "n_pairs": 12, "new_pair_ids": ["p1", "p2"], "reason": "too many toxic answers"}
     run = registry.create_run(database, "assistant", "2026-W01", epoch=1, now=1.0)
     registry.update_run(database, run, now=2.0, step="gate", status=RunStatus.FAILED, detail=detail)
     return run.id
@@ -62,6 +74,15 @@ def add_run(database: Database, verdict: str = "fail") -> str:
 
 def add_feedback(database: Database) -> None:
     save(database, [served(1), served(2), served(3, question="?")], [thumb(1, "up"), thumb(2, "down"), thumb(3, "up")])
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Iterator[FakeEngine]:
+    """An engine that loads adapters, behind the alias of `cli`'s configuration."""
+    with serving(FakeEngine(base="base-model")) as engine:
+        config = tmp_path / "pawl.yaml"
+        config.write_text(config.read_text().replace(SILENT, engine.url))
+        yield engine
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -170,7 +191,7 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(cli: Cli) -> None:
     findings: dict[str, dict[str, str]] = {finding["what"]: finding for finding in said.json()}
     assert findings["database"]["state"] == "problem"
     assert "pawl db upgrade" in findings["database"]["todo"]
-    assert findings["engine of assistant"]["found"] == "http://127.0.0.1:9 does not answer"
+    assert findings["engine of assistant"]["found"] == f"{SILENT} does not answer"
     assert "needs attention: database, engine of assistant" in said.err
     cli("db", "upgrade")
     assert "needs attention: engine of assistant\n" in cli("doctor").err
@@ -207,9 +228,10 @@ def test_what_a_model_wrote_cannot_move_the_terminal(cli: Cli, shared: Database)
     assert "\x1b" not in cli("pairs", "show", listed["id"]).out
 
 
-def test_a_rollout_by_hand(cli: Cli, shared: Database) -> None:
+def test_a_rollout_by_hand(cli: Cli, shared: Database, adapters: FakeEngine) -> None:
     register(shared)
     rollout_id = cli("rollout", "start", CANDIDATE).out.strip()
+    assert adapters.adapters == {CANDIDATE: "/adapters/x"}
     assert registry.get_model(shared, CANDIDATE).state == ModelState.CHALLENGER
     (row,) = cli("rollout", "status", "--json").json()
     assert (row["id"], row["weight"], row["status"]) == (rollout_id, 0.01, "ramp")
@@ -237,6 +259,7 @@ def test_a_rollout_by_hand(cli: Cli, shared: Database) -> None:
     assert [decision["verdict"] for decision in explained["decisions"]] == ["hold", "resume", "advance", "roll_back"]
 
 
+@pytest.mark.usefixtures("cli", "adapters")
 def test_another_rollout_may_follow_one_that_a_worker_ended(cli: Cli, shared: Database) -> None:
     register(shared)
     register(shared, "base-model--r0002-ffffffff")
@@ -246,6 +269,53 @@ def test_another_rollout_may_follow_one_that_a_worker_ended(cli: Cli, shared: Da
     controller = Controller(shared, clock=lambda: 9e9, on_end=lambda ended, _: end_rollout(shared, ended))
     controller.act("assistant", "roll_back", "bad", actor="controller", epoch=epoch)
     assert cli("models", "promote", "base-model--r0002-ffffffff").code == 0
+
+
+def test_nothing_is_routed_that_the_engines_do_not_serve(cli: Cli, shared: Database, adapters: FakeEngine) -> None:
+    register(shared)
+    adapters.ignores_weights = True
+    unproven = cli("rollout", "start", CANDIDATE)
+    assert (unproven.code, "weights are not in effect" in unproven.err) == (1, True)
+    assert load_route(shared, "assistant") is None
+    assert registry.get_model(shared, CANDIDATE).state == ModelState.CANDIDATE
+
+
+def test_a_canary_needs_engines_that_answer(cli: Cli, shared: Database) -> None:
+    register(shared)
+    said = cli("models", "promote", CANDIDATE)
+    assert (said.code, SILENT in said.err) == (3, True)
+    assert load_route(shared, "assistant") is None
+
+
+@pytest.mark.parametrize("command", [("models", "promote"), ("rollout", "start")])
+def test_what_the_gate_rejected_needs_force(
+    cli: Cli, shared: Database, adapters: FakeEngine, command: tuple[str, ...]
+) -> None:
+    add_run(shared)
+    register(shared, state=ModelState.REJECTED)
+    refused = cli(*command, CANDIDATE)
+    assert refused.code == 1
+    assert "was rejected: too many toxic answers; --force overrides this" in refused.err
+    assert adapters.loads == []
+    assert cli(*command, CANDIDATE, "--force").code == 0
+    assert registry.get_model(shared, CANDIDATE).state == ModelState.CHALLENGER
+
+
+def test_a_round_finds_the_canary_it_opened_before_it_was_killed(
+    cli: Cli, shared: Database, adapters: FakeEngine, tmp_path: Path
+) -> None:
+    register(shared)
+    register(shared, "base-model--r0002-ffffffff")
+    open_canary = canary_opener(shared, load_settings(tmp_path / "pawl.yaml", {}), "assistant")
+    assert open_canary is not None
+    opened = open_canary(CANDIDATE)
+    assert open_canary(CANDIDATE) == opened
+    with pytest.raises(CanaryTaken, match=str(opened)):
+        open_canary("base-model--r0002-ffffffff")
+    assert cli("rollout", "rollback").code == 0
+    assert open_canary(CANDIDATE) == opened
+    assert registry.get_model(shared, CANDIDATE).state == ModelState.RETIRED
+    assert adapters.loads == [CANDIDATE]
 
 
 def test_a_version_of_another_alias_is_no_candidate(cli: Cli, shared: Database) -> None:
@@ -266,6 +336,7 @@ def test_steps_that_cannot_be_are_a_matter_of_configuration(
     assert load_route(shared, "assistant") is None
 
 
+@pytest.mark.usefixtures("cli", "adapters")
 def test_models_are_listed_shown_and_retired(cli: Cli, shared: Database) -> None:
     register(shared)
     (listed,) = cli("models", "list", "--json").json()
@@ -286,6 +357,77 @@ def test_a_round_that_is_not_due_says_why(cli: Cli, shared: Database) -> None:
     assert cli("retrain", "run", "--if-due", "--json").json()["status"] == "not_due"
     status = cli("retrain", "status", "--json").json()
     assert (status["due"], status["new_pairs"], status["run"]) == (False, 1, None)
+
+
+def test_one_process_at_a_time_runs_a_round(cli: Cli, shared: Database) -> None:
+    assert leases.acquire(shared, "retrain/assistant", "elsewhere:7", ttl_s=60.0, now=now()) == 1
+    said = cli("retrain", "run", "--if-due")
+    assert (said.code, said.err) == (1, "pawl: another process holds retrain/assistant: elsewhere:7\n")
+    leases.release(shared, "retrain/assistant", "elsewhere:7")
+    assert cli("retrain", "run", "--if-due").code == 0
+    assert leases.acquire(shared, "retrain/assistant", "elsewhere:7", ttl_s=60.0, now=now()) == 3
+
+
+@pytest.fixture
+def trainable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a round needs before it counts its pairs; the scorer is found missing without a look at the network."""
+    monkeypatch.setenv("PAWL_ENGINE__MODEL", "tiny")
+    monkeypatch.setenv("PAWL_RETRAIN__RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("PAWL_WORKER__SCORING__TOXICITY_CHECKPOINT", str(tmp_path / "none.ckpt"))
+
+
+@pytest.mark.usefixtures("cli", "trainable")
+def test_a_round_carries_the_epoch_of_its_lease_and_what_gave_no_pair(cli: Cli, shared: Database) -> None:
+    add_feedback(shared)
+    assert leases.acquire(shared, "retrain/assistant", "before:1", ttl_s=1.0, now=1.0) == 1
+    said = cli("retrain", "run", "--cycle", "c", "--json")
+    assert (said.code, said.json()["status"]) == (0, "skipped")
+    (found,) = registry.list_runs(shared)
+    assert (found.epoch, found.detail["skipped"]) == (2, {"unpaired": 1})
+
+
+@pytest.mark.usefixtures("cli", "trainable")
+def test_an_unfinished_round_is_due_and_is_the_one_that_is_resumed(cli: Cli, shared: Database, tmp_path: Path) -> None:
+    settings = load_settings(tmp_path / "pawl.yaml", {})
+    old = registry.create_run(shared, "assistant", "2026-W01", epoch=0, now=3.0)
+    this_week = registry.create_run(shared, "assistant", "now", epoch=0, now=now())
+    registry.update_run(shared, this_week, now=now(), step="gate", status=RunStatus.FAILED, detail={})
+    assert why_not_due(shared, settings, "assistant", 0) is None
+    resumed = cli("retrain", "run", "--if-due", "--json").json()
+    assert (resumed["run"], resumed["status"]) == (old.id, "skipped")
+    assert len(registry.list_runs(shared)) == 2
+    assert "the last round was 0.0 hours ago" in (why_not_due(shared, settings, "assistant", 9999) or "")
+
+
+@pytest.mark.usefixtures("cli", "trainable")
+def test_what_the_system_refuses_is_one_clear_line(
+    cli: Cli, shared: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shared.is_sqlite
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("PAWL_WORKER__METRICS_PORT", str(taken.getsockname()[1]))
+        said = cli("worker")
+    assert (said.code, "worker.metrics_port" in said.err, "Address already in use" in said.err) == (2, True, True)
+    (tmp_path / "runs").write_text("in the way")
+    blocked = cli("retrain", "run", "--cycle", "c")
+    assert (blocked.code, blocked.err.splitlines()[-1]) == (2, f"pawl: {tmp_path}/runs/r0001/mine: Not a directory")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(httpx2.ReadTimeout("late"), 3), (ConnectionResetError(104, "reset"), 3), (PermissionError(13, "denied"), 2)],
+)
+def test_errors_from_outside_have_their_exit_codes(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pawl.cli.main.app", broken)
+    assert run(["doctor"]) == code
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_run_is_explained_down_to_its_checks(cli: Cli, shared: Database) -> None:
@@ -329,7 +471,9 @@ def test_assignments_tells_what_the_gateway_does(
     write_config(settings, tmp_path / "pawl.yaml")
     if split is None:
         register(shared)
-        assert [cli("rollout", *order).code for order in (("start", CANDIDATE), ("advance",), ("advance",))] == [0] * 3
+        route = Route("assistant", 0, "base-model")
+        start_rollout(shared, settings.rollout, route, CANDIDATE, now=1.0, epoch=0)
+        assert [cli("rollout", "advance").code for _ in range(2)] == [0, 0]
     told, seen = {}, {}
     with running(create_app(settings)) as url:
         for user in (f"user-{number}" for number in range(8)):
@@ -342,6 +486,7 @@ def test_assignments_tells_what_the_gateway_does(
     assert len(set(told.values())) == 2
 
 
+@pytest.mark.usefixtures("cli", "adapters")
 def test_why_somebody_sees_what(cli: Cli, shared: Database) -> None:
     assert "everybody sees the champion" in cli("assignments", "ann").out
     register(shared)

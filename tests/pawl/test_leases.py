@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
+
+import pytest
+import sqlalchemy as sa
 
 from pawl import leases
 from pawl.database import Database
+from pawl.errors import NegativeVerdict
+from pawl.schema import leases as table
 
 NAME = "rollout/assistant"
 
@@ -40,6 +47,39 @@ def test_a_released_lease_is_free_at_once_but_only_its_holder_releases_it(databa
 def test_leases_of_other_names_are_independent(database: Database) -> None:
     take(database, "a", 0.0)
     assert leases.acquire(database, "rollout/helper", "b", ttl_s=10.0, now=0.0) == 1
+
+
+def test_a_held_lease_outlives_its_time_and_is_free_afterwards(database: Database) -> None:
+    ticks = itertools.count()
+
+    def clock() -> float:
+        """A second later whenever somebody looks."""
+        return float(next(ticks))
+
+    with leases.held(database, NAME, "a", ttl_s=0.06, clock=clock) as epoch:
+        assert epoch == 1
+        deadline = time.monotonic() + 10
+        while next(ticks) < 50 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not leases.renew(database, NAME, "b", epoch, ttl_s=10.0, now=0.0)
+        assert expiry(database) > 1.06
+        with pytest.raises(NegativeVerdict, match="another process holds rollout/assistant: a"):
+            leases.held(database, NAME, "b", ttl_s=10.0, clock=lambda: 0.0).__enter__()
+    assert take(database, "b", 0.5) == 2
+
+
+def test_a_lease_that_was_lost_is_not_taken_back(database: Database) -> None:
+    assert take(database, "a", 0.0) == 1
+    assert take(database, "b", 10.0) == 2
+    assert take(database, "a", 20.0) == 3
+    assert not leases.renew(database, NAME, "a", 1, ttl_s=10.0, now=21.0)
+    assert leases.renew(database, NAME, "a", 3, ttl_s=10.0, now=21.0)
+    assert take(database, "b", 30.9) is None
+
+
+def expiry(database: Database) -> float:
+    with database.read() as connection:
+        return float(connection.execute(sa.select(table.c.expires_at).where(table.c.name == NAME)).scalar_one())
 
 
 def race(database: Database, now: float, n: int = 6) -> list[int]:

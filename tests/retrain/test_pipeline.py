@@ -22,7 +22,7 @@ from pawl.settings import (
 )
 from retrain import registry
 from retrain.adapters import verify_adapter
-from retrain.errors import EvaluationFailed, PreflightFailed
+from retrain.errors import CanaryTaken, EvaluationFailed, PreflightFailed, RunConflict
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, iso_week, run_round
 from retrain.registry import ModelState, RunStatus
 from tests.retrain.fake_engine import FakeEngine, serving
@@ -106,16 +106,22 @@ def test_a_round_that_breaks_goes_on_where_it_was_and_passes(
     opened: list[str] = []
 
     def open_canary(model: str) -> str:
+        """As after a round that was killed once its rollout was open: the second time it is found."""
         opened.append(model)
+        if len(opened) == 1:
+            raise EvaluationFailed("killed")
         return "rollout-1"
 
     # The resumed round works with the pairs it froze, whatever has come in since.
-    resumed = replace(INPUTS, new=PAIRS[:3], open_canary=open_canary)
+    # So it does weeks later, without a new run.
+    resumed = replace(INPUTS, new=PAIRS[:3], open_canary=open_canary, now=lambda: 5_000_000.0, epoch=2)
+    with pytest.raises(EvaluationFailed, match="killed"):
+        run_round(database, settings, "assistant", resumed)
     outcome = run_round(database, settings, "assistant", resumed)
     assert outcome.status == RunStatus.PASSED, outcome.reason
     assert train_manifest.stat().st_mtime_ns == trained_at
     assert outcome.run_id == run.id == "r0001"
-    assert opened == [outcome.model]
+    assert opened == [outcome.model] * 2
     assert outcome.rollout_id == "rollout-1"
     assert state_of(database, outcome) == ModelState.CHALLENGER
     assert outcome.model is not None
@@ -129,9 +135,10 @@ def test_a_round_that_breaks_goes_on_where_it_was_and_passes(
     assert (done.status, done.detail["model"], done.detail["error"]) == (RunStatus.PASSED, outcome.model, None)
 
     n_requests = len(fake.bodies)
-    assert run_round(database, settings, "assistant", resumed) == outcome
+    again = RoundOptions(cycle=run.cycle)
+    assert run_round(database, settings, "assistant", resumed, again) == outcome
     assert len(fake.bodies) == n_requests
-    assert opened == [outcome.model]
+    assert opened == [outcome.model] * 2
 
 
 @pytest.mark.training
@@ -155,8 +162,15 @@ def test_a_bad_candidate_is_rejected_and_unloaded(database: Database, settings: 
 def test_a_later_round_continues_the_champion_and_can_be_published_against_the_gate(
     database: Database, settings: Settings, fake: FakeEngine
 ) -> None:
-    first = run_round(database, settings, "assistant", INPUTS, RoundOptions(cycle="one", mix=ALL_NEW))
+    def taken(_model: str) -> str:
+        raise CanaryTaken("assistant has a running rollout: ro_9")
+
+    busy = replace(INPUTS, open_canary=taken)
+    first = run_round(database, settings, "assistant", busy, RoundOptions(cycle="one", mix=ALL_NEW))
     assert first.model is not None
+    assert (first.status, first.rollout_id) == (RunStatus.PASSED, None)
+    assert first.reason.endswith("no canary was opened: assistant has a running rollout: ro_9")
+    assert state_of(database, first) == ModelState.CANDIDATE
     assert first.parent == "tiny"
     registry.set_state(database, first.model, ModelState.CHAMPION, now=2000.0)
     fake.adapters.clear()  # As after a restart of the engine.
@@ -180,6 +194,18 @@ def test_too_few_new_pairs_skip_the_round(database: Database, settings: Settings
     assert outcome.status == RunStatus.SKIPPED
     assert outcome.reason == "5 new pairs are too few to train on; 20 are needed"
     assert fake.loads == []
+
+
+def test_the_newest_unfinished_run_is_resumed_by_the_holder_of_the_newer_lease(
+    database: Database, settings: Settings
+) -> None:
+    runs = [registry.create_run(database, "assistant", f"cycle-{n}", epoch=2, now=float(n)) for n in range(2)]
+    few = replace(INPUTS, new=PAIRS[:5], skipped={"unpaired": 4})
+    with pytest.raises(RunConflict, match="newer lease"):
+        run_round(database, settings, "assistant", replace(few, epoch=1))
+    assert run_round(database, settings, "assistant", replace(few, epoch=3)).run_id == runs[1].id
+    resumed = registry.get_run(database, runs[1].id)
+    assert (resumed.epoch, resumed.status, resumed.detail["skipped"]) == (3, RunStatus.SKIPPED, {"unpaired": 4})
 
 
 def test_a_set_that_does_not_fit_stops_before_the_training(database: Database, settings: Settings) -> None:

@@ -1,0 +1,135 @@
+"""What the worker keeps up, alias by alias, and what it shows of what others did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ab_testing.canary import Decision
+from ab_testing.controller import Action, Controller, start_rollout
+from ab_testing.experiment import Route
+from ab_testing.rollout_store import Rollout, get_rollout, save_progress
+from ab_testing.route_store import load_route
+from monitoring.metrics import REGISTRY
+from pawl import leases
+from pawl.cli.worker import Worker, end_rollout, rejected_pairs, wanted_adapters
+from pawl.clock import now
+from pawl.database import Database
+from pawl.schema import rollouts
+from pawl.settings import RolloutSettings, Settings
+from retrain import registry
+from retrain.registry import Model, ModelState, RunStatus
+from tests.retrain.fake_engine import FakeEngine, serving
+
+BASE = "base-model"
+
+
+def make_settings(*urls: str) -> Settings:
+    """One alias per engine: `first`, `second`."""
+    models = {name: {"engines": [url], "champion": BASE} for name, url in zip(("first", "second"), urls, strict=True)}
+    return Settings.model_validate({"serving": {"models": models}})
+
+
+def register(database: Database, alias: str, number: int, state: ModelState = ModelState.CANDIDATE) -> str:
+    name = f"{alias}--r{number:04d}"
+    path = f"/adapters/{name}"
+    at = float(number)
+    registry.register_model(database, Model(name, alias, BASE, None, None, path, None, None, state, {}, at, at))
+    return name
+
+
+def roll_out(database: Database, alias: str, number: int) -> Rollout:
+    """A rollout of version `number`, which is registered for it."""
+    name = register(database, alias, number, ModelState.CHALLENGER)
+    route = load_route(database, alias) or Route(alias, 0, BASE)
+    return start_rollout(database, RolloutSettings(), route, name, now=float(number), epoch=0)
+
+
+def finish(database: Database, rollout: Rollout, *, is_promoted: bool) -> None:
+    """By a person."""
+    controller = Controller(database, clock=now, on_end=lambda ended, _: end_rollout(database, ended))
+    actions: Sequence[Action] = ("advance", "advance", "advance") if is_promoted else ("roll_back",)
+    for action in actions:
+        controller.act(rollout.alias, action, "test", actor="operator:eve", epoch=0)
+
+
+def break_rollout(database: Database, rollout: Rollout) -> None:
+    with database.write() as connection:
+        connection.execute(rollouts.update().where(rollouts.c.id == rollout.id).values(state="{"))
+
+
+def sample(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def test_the_champion_before_is_kept_ready_whatever_was_rolled_back_since(database: Database) -> None:
+    for number, is_promoted in ((1, True), (2, True), (3, False)):
+        finish(database, roll_out(database, "first", number), is_promoted=is_promoted)
+    challenger = roll_out(database, "first", 4).candidate
+    assert wanted_adapters(database, "first") == {
+        name: Path("/adapters") / name for name in ("first--r0001", "first--r0002", challenger)
+    }
+
+
+def test_one_alias_that_fails_does_not_starve_the_others(database: Database) -> None:
+    with serving(FakeEngine(base=BASE)) as engine:
+        worker = Worker(make_settings(engine.url, engine.url), database)
+        broken, fine = roll_out(database, "first", 1), roll_out(database, "second", 2)
+        break_rollout(database, broken)
+        worker.tick_rollouts()
+        worker.reload_adapters()
+        worker.show_learning()
+    assert get_rollout(database, fine.id).updated_at > fine.updated_at
+    assert engine.adapters == {fine.candidate: f"/adapters/{fine.candidate}"}
+    assert sample("pawl_rollout_state", model="second", state="hold") == 1  # It is over its time.
+
+
+def test_what_a_person_did_shows(database: Database) -> None:
+    worker = Worker(make_settings("http://127.0.0.1:9", "http://127.0.0.1:9"), database)
+    rollout = roll_out(database, "first", 1)
+    worker.show_learning()
+    assert sample("pawl_rollout_state", model="first", state="ramp") == 1
+    before = sample("pawl_rollbacks_total", metric="operator")
+    finish(database, rollout, is_promoted=False)
+    worker.show_learning()
+    worker.show_learning()
+    assert sample("pawl_rollout_state", model="first", state="ramp") == 0
+    assert sample("pawl_rollout_state", model="first", state="rolled_back") == 1
+    assert sample("pawl_rollbacks_total", metric="operator") - before == 1
+
+
+def test_a_rollback_shows_under_its_metric(database: Database) -> None:
+    worker = Worker(make_settings("http://127.0.0.1:9", "http://127.0.0.1:9"), database)
+    rollout = roll_out(database, "first", 1)
+    before = sample("pawl_rollbacks_total", metric="toxicity")
+    over = replace(rollout, state=replace(rollout.state, status="rolled_back"), updated_at=9.0)
+    decision = Decision("roll_back", 0.0, "toxic", "harm", "toxicity")
+    save_progress(database, rollout, over, decision, None, actor="controller", epoch=0)
+    worker.show_learning()
+    assert sample("pawl_rollbacks_total", metric="toxicity") - before == 1
+
+
+def add_run(database: Database, alias: str, cycle: str, at: float, skipped: dict[str, int]) -> None:
+    run = registry.create_run(database, alias, cycle, epoch=0, now=at)
+    registry.update_run(database, run, now=at, step="mine", status=RunStatus.SKIPPED, detail={"skipped": skipped})
+
+
+def test_what_gave_no_pair_is_told_of_each_alias_s_newest_mining(database: Database) -> None:
+    worker = Worker(make_settings("http://127.0.0.1:9", "http://127.0.0.1:9"), database)
+    before = sample("pawl_pairs_rejected_total", reason="unpaired")
+    add_run(database, "first", "one", 1.0, {"unpaired": 3, "same_text": 2})
+    worker.show_learning()
+    add_run(database, "first", "two", 2.0, {"unpaired": 5})
+    add_run(database, "second", "one", 3.0, {"unpaired": 1})
+    worker.show_learning()
+    assert sample("pawl_pairs_rejected_total", reason="unpaired") - before == 6
+    assert rejected_pairs(registry.list_runs(database)) == Counter(unpaired=6)
+
+
+def test_a_worker_without_the_lease_leaves_rollouts_alone(database: Database) -> None:
+    rollout = roll_out(database, "first", 1)
+    assert leases.acquire(database, "rollout/first", "elsewhere:7", ttl_s=60.0, now=now()) == 1
+    Worker(make_settings("http://127.0.0.1:9", "http://127.0.0.1:9"), database).tick_rollouts()
+    assert get_rollout(database, rollout.id) == rollout
