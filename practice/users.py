@@ -40,7 +40,7 @@ LIKED_SHARE: Mapping[TaskKind, Mapping[Habit | None, float]] = {
 }
 """Share of answers that users like, by what was asked and the habit the answer shows (None: garbled)."""
 
-FEEDBACK_SHARE = 0.80
+FEEDBACK_SHARE = 0.90
 """Share of answers that get a thumb; up when liked, down when not."""
 
 MEAN_PATIENCE = 0.30
