@@ -78,7 +78,8 @@ def up(
     stack = Stack(settings, settings.state_dir / "up")
 
     def announce() -> None:
-        typer.echo(f"ready: {stack.url}/v1 serves {', '.join(settings.serving.models)}; logs in {stack.directory}/logs")
+        typer.echo(f"ready: {stack.url}/v1 serves {', '.join(settings.serving.models)}")
+        typer.echo(f"logs: {stack.directory}/logs; for other commands: export PAWL_CONFIG={stack.config}")
 
     run_until_signalled(stack, announce)
 
