@@ -6,8 +6,10 @@ from pathlib import Path
 
 from tests.serving.kill_ledger import run_ledger
 
+KILLS = 20
+
 
 def test_nothing_acknowledged_is_lost_or_doubled(tmp_path: Path, database_url: str) -> None:
-    outcome = run_ledger(tmp_path, database_url, kills=3, seed=11)
+    outcome = run_ledger(tmp_path, database_url, kills=KILLS, seed=11)
     assert min(outcome.acknowledged_whole, outcome.acknowledged_streams, outcome.acknowledged_feedback) > 20
     assert outcome.is_faultless, outcome
