@@ -2,7 +2,7 @@
 
 ApiError                 any non-2xx answer
 ├── BadRequest           400, the request itself is wrong; names the parameter
-├── PermissionRefused    403
+├── Unauthorized         401, a feedback token that is not good for this
 ├── NotFound             404, unknown model, id or route; the same for forged and foreign ids
 ├── RequestTimeout       408, the request itself came too slowly
 ├── TooLarge             413
@@ -57,11 +57,6 @@ class BadRequest(ApiError):
 class Unauthorized(ApiError):
     status = 401
     type = "invalid_request_error"
-
-
-class PermissionRefused(ApiError):
-    status = 403
-    type = "permission_error"
 
 
 class NotFound(ApiError):
