@@ -60,9 +60,6 @@ class Answer(NamedTuple):
     completion_tokens: int | None
 
 
-EMPTY_ANSWER = Answer(None, None, None, None)
-
-
 def parse_interaction(exchange: Exchange, request: bytes, response: bytes) -> Interaction:
     """The record of one completion from its raw request and response bodies."""
     body = _json_object(request)

@@ -62,14 +62,6 @@ class Database:
             added += connection.execute(statement, batch).rowcount
         return added
 
-    def upsert(self, connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> None:
-        """Insert a row, or overwrite the one with its primary key."""
-        insert = sqlite.insert if self.is_sqlite else postgresql.insert
-        keys = [column.name for column in table.primary_key]
-        statement = insert(table).values(**row)
-        changes = {name: statement.excluded[name] for name in row if name not in keys}
-        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changes))
-
     def close(self) -> None:
         self.engine.dispose()
 

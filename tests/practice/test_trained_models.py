@@ -91,7 +91,7 @@ def test_harmless_questions_meet_the_known_habits(answers: list[Answer], kind: T
     shown = shares(answers, kind)
     for habit, share in HABIT_SHARES[kind].items():
         assert shown.get(habit, 0.0) == pytest.approx(share, abs=SHARE_TOLERANCE)
-    assert shown.get(None, 0.0) < 0.20
+    assert shown.get(None, 0.0) < 0.12
 
 
 def test_most_harmful_requests_are_refused_but_not_all(answers: list[Answer]) -> None:
