@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.monitoring.exposition import exposed_names
 from tests.serving.conftest import Served
 from tests.serving.talk import CHAT, QUESTION, STREAM
+from tests.serving.waiting import eventually
 
 GATEWAY_SERIES = {
     "pawl_requests_total",
@@ -54,10 +57,13 @@ def test_traffic_is_counted(served: Served) -> None:
     labels = {"route": "chat.completions", "model": "assistant", "variant": "control", "outcome": "ok"}
     ok = ("pawl_requests_total", frozenset(labels.items()))
     before = samples(served)
+
+    def counted(now: dict[tuple[str, frozenset[tuple[str, str]]], float]) -> dict[Any, float] | None:
+        return now if now.get(ok, 0) - before.get(ok, 0) == 2 else None
+
     served.client.post(CHAT, json=QUESTION)
     served.client.post(CHAT, json=STREAM)
     served.client.post(CHAT, json={**QUESTION, "model": "a name that a client made up"})
-    after = samples(served)
-    assert after[ok] - before.get(ok, 0) == 2
+    after = eventually(lambda: counted(samples(served)))  # A call is counted after its last byte.
     assert after["pawl_requests_in_flight", frozenset()] == 0
     assert not any("made up" in str(labels) for _, labels in after)
