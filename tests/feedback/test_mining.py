@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
+from feedback.interactions import FeedbackEvent
 from feedback.mining import mine_alias, unpaired_examples
 from feedback.store import count_pairs, list_pairs, load_pairs, mark_pairs_used
 from pawl.database import Database
@@ -103,3 +108,27 @@ def test_a_thumb_without_a_partner_is_an_example_of_its_own(database: Database) 
     seed(database)
     (example,) = unpaired_examples(database, ALIAS)
     assert (example.interaction, example.label) == (interaction_id(5), True)
+
+
+def preferred(about: int, value: str, kind: str = "choice") -> FeedbackEvent:
+    """Interaction `about` was worse than the completion named."""
+    return replace(thumb(about, value), type=kind, feedback_id=f"fb_{kind}_{interaction_id(about)}")
+
+
+@pytest.mark.parametrize(("kind", "source"), [("choice", "choice"), ("regenerate", "regeneration")])
+def test_the_answer_that_was_preferred_needs_no_feedback_of_its_own(database: Database, kind: str, source: str) -> None:
+    save(database, [served(1), served(2)], [preferred(1, f"chatcmpl-{interaction_id(2)}", kind)])
+    mined = mine_alias(database, ALIAS, 100.0)
+    assert (mined.by_source, mined.skipped) == ({source: 1}, {})
+    assert sides(database) == [(interaction_id(2), interaction_id(1))]
+
+
+@pytest.mark.parametrize("value", ["chatcmpl-" + "f" * 48, "nonsense", "\x00", "'"])
+def test_a_choice_of_what_is_not_there_gives_no_pair(database: Database, value: str) -> None:
+    save(database, [served(1)], [preferred(1, value)])
+    assert mine_alias(database, ALIAS, 100.0).skipped == {"missing_interaction": 1}
+
+
+def test_a_choice_of_another_alias_s_answer_gives_no_pair(database: Database) -> None:
+    save(database, [served(1), served(2, alias="helper")], [preferred(1, f"chatcmpl-{interaction_id(2)}")])
+    assert mine_alias(database, ALIAS, 100.0).n_pairs == 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback.interactions import FeedbackEvent, Status
 from feedback.recording import (
     COMPLETE_REASONS,
+    Answer,
     Exchange,
     conversation_sha,
     event_from_json,
@@ -211,3 +214,139 @@ def test_an_event_survives_the_spool(value: Any, comment: str | None) -> None:
         "e", "f", "0" * 48, "c", "edit", value, False, comment, comment, tags, "", None, 1_700_000_000.123456
     )
     assert event_from_json(event_to_json(before)) == before
+
+
+ANSWERS = json.loads((Path(__file__).parent / "engine_answers.json").read_text())
+"""Answers of every form, written with vLLM 0.32's own models."""
+CALL = {"id": "call_1", "type": "function", "function": {"name": "water", "arguments": '{"plant":"rose"}'}}
+SPOKEN = {"role": "assistant", "content": "Wätér it."}
+
+
+def sse(events: list[dict[str, Any]]) -> bytes:
+    return b"".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in events)
+
+
+def test_a_whole_answer_of_the_responses_api() -> None:
+    found = parse_answer(json.dumps(ANSWERS["responses"]).encode(), False, "responses")
+    assert found.message == SPOKEN | {"reasoning": "It is dawn.", "tool_calls": [CALL]}
+    assert found[1:] == ("tool_calls", 3, 4)
+    cut = parse_answer(json.dumps(ANSWERS["responses_incomplete"]).encode(), False, "responses")
+    assert cut == (SPOKEN, "length", 3, 4)
+
+
+def test_a_stream_of_the_responses_api() -> None:
+    events = ANSWERS["responses_stream"]
+    found = parse_answer(sse(events), True, "responses")
+    assert found[1:] == ("tool_calls", 3, 4)
+    assert found.message == SPOKEN | {"tool_calls": [CALL]}
+    unfinished = parse_answer(sse(events[:-1]), True, "responses")
+    assert unfinished == Answer(found.message, None, None, None)
+    assert parse_answer(sse(events[:2]), True, "responses").message == SPOKEN | {"content": "Wätér "}
+
+
+def test_a_whole_answer_of_the_messages_api() -> None:
+    found = parse_answer(json.dumps(ANSWERS["messages"]).encode(), False, "messages")
+    call = CALL | {"id": "toolu_1", "function": {"name": "water", "arguments": '{"plant": "rose"}'}}
+    assert found.message == SPOKEN | {"reasoning": "It is dawn.", "tool_calls": [call]}
+    assert found[1:] == ("tool_calls", 3, 4)
+    assert parse_answer(sse(ANSWERS["messages_stream"]), True, "messages") == found
+
+
+@pytest.mark.parametrize(
+    ("reason", "finish", "is_complete"),
+    [
+        ("end_turn", "stop", True),
+        ("stop_sequence", "stop", True),
+        ("tool_use", "tool_calls", True),
+        ("max_tokens", "length", False),
+        ("refusal", "content_filter", False),
+    ],
+)
+def test_stop_reasons_of_the_messages_api(reason: str, finish: str, is_complete: bool) -> None:
+    response = json.dumps(ANSWERS["messages"] | {"stop_reason": reason}).encode()
+    found = parse_interaction(exchange(route="messages"), request_of("q"), response)
+    assert (found.finish_reason, found.is_complete) == (finish, is_complete)
+
+
+@pytest.mark.parametrize("route", ["responses", "messages"])
+def test_a_stream_of_another_api_cut_at_any_byte_is_a_prefix(route: str) -> None:
+    stream = sse(ANSWERS[f"{route}_stream"])
+    for end in range(len(stream)):
+        found = parse_interaction(exchange(route=route, is_stream=True), request_of("q"), stream[:end])
+        text = found.completion["content"] if found.completion else ""
+        assert "Wätér it.".startswith(text)
+        assert not found.is_complete or end > len(stream) * 0.8
+
+
+def test_embeddings_leave_their_usage_and_no_text() -> None:
+    response = b'{"object":"list","data":[{"index":0,"embedding":[0.5]}],"usage":{"prompt_tokens":3,"total_tokens":3}}'
+    request = json.dumps({"model": "a", "input": "secret"}).encode()
+    found = parse_interaction(exchange(route="embeddings"), request, response)
+    assert (found.prompt, found.completion, found.prompt_tokens, found.is_complete) == (None, None, 3, False)
+    assert "secret" not in repr(found)
+
+
+def test_a_conversation_of_the_responses_api() -> None:
+    body = {
+        "instructions": "Be brief.",
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "Roses?"}]},
+            {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
+            {"type": "function_call", "call_id": "call_1", "name": "water", "arguments": '{"plant":"rose"}'},
+            {"type": "function_call_output", "call_id": "call_1", "output": "done"},
+        ],
+    }
+    assert prompt_messages(body, "responses") == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Roses?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "done"},
+    )
+    assert prompt_messages({"input": "Roses?"}, "responses") == ({"role": "user", "content": "Roses?"},)
+
+
+def test_a_conversation_of_the_messages_api() -> None:
+    use = {"type": "tool_use", "id": "call_1", "name": "water", "input": {"plant": "rose"}}
+    result = {"type": "tool_result", "tool_use_id": "call_1", "content": [{"type": "text", "text": "done"}]}
+    body = {
+        "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+        "messages": [
+            {"role": "user", "content": "Roses?"},
+            {"role": "assistant", "content": [{"type": "text", "text": "I will."}, use]},
+            {"role": "user", "content": [result, {"type": "text", "text": "And ferns?"}]},
+        ],
+    }
+    call = CALL | {"function": {"name": "water", "arguments": '{"plant": "rose"}'}}
+    assert prompt_messages(body, "messages") == (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Roses?"},
+        {"role": "assistant", "content": "I will.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "done"},
+        {"role": "user", "content": "And ferns?"},
+    )
+
+
+def test_of_several_prompts_the_first_is_kept_as_its_choice_is() -> None:
+    assert prompt_messages({"prompt": ["Roses", "Ferns"]}) == ({"role": "user", "content": "Roses"},)
+    assert prompt_messages({"prompt": [[1, 2]]}) is None
+
+
+DIALECT_WORDS = [
+    *("type", "content", "text", "output", "item", "delta", "response", "message", "usage", "status", "index"),
+    *("output_index", "content_block", "stop_reason", "input", "system", "instructions", "messages", "role"),
+    *("tool_use", "thinking", "function_call", "response.output_item.done", "response.output_text.delta"),
+]
+DIALECT_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT | st.sampled_from(DIALECT_WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(DIALECT_WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(body=DIALECT_JSON, is_stream=st.booleans(), route=st.sampled_from(["responses", "messages", "embeddings"]))
+def test_any_json_gives_a_row_of_any_route(body: object, is_stream: bool, route: str) -> None:
+    raw = json.dumps(body).encode()
+    response = b"data: " + raw + b"\n\n" if is_stream else raw
+    found = parse_interaction(exchange(is_stream=is_stream, route=route), raw, response)
+    assert found.id == "0" * 48
+    json.dumps([found.prompt, found.completion])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -14,9 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feedback.interactions import FeedbackEvent, Interaction
+from feedback.pairs import PreferencePair
 from feedback.recording import parse_interaction
 from feedback.signals import latest
 from feedback.store import (
+    StoredQuery,
+    _stored_page,
+    _to_row,
     event_row,
     feedback_standing,
     get_interaction,
@@ -80,6 +84,17 @@ def test_hard_texts(database: Database, text: str) -> None:
     save(database, before, said)
     assert get_interaction(database, before.id) == before
     assert feedback_standing(database, before.id, said.feedback_id).last_event == said
+
+
+def test_a_row_holds_plain_values_and_shares_nothing_with_its_record() -> None:
+    before = interaction(1, "q", "a")
+    said = event(1, 1, tags={"a": "b"})
+    pair = PreferencePair(
+        "p", "assistant", "edit", ({"role": "user"},), {}, {}, 1.0, 1, ("/ada",), None, before.id, ("m",), 1.0, 0.0
+    )
+    rows = [interaction_row(before), event_row(said), _to_row(pair)]
+    assert all(isinstance(value, str | int | float | None) for row in rows for value in row.values())
+    assert [set(row) for row in rows] == [{field.name for field in fields(record)} for record in (before, said, pair)]
 
 
 def test_saving_again_changes_nothing(database: Database) -> None:
@@ -150,6 +165,20 @@ def test_what_is_mined(database: Database) -> None:
     answers, events = rows_to_mine(database, "assistant")
     assert [int(answer.id, 16) for answer in answers] == [1, 2, 3]
     assert [int(row.interaction_id, 16) for row in events] == [3]
+
+
+def test_listing_a_key_s_completions_walks_an_index(database: Database) -> None:
+    """Else every page would read the whole table."""
+    query = StoredQuery("chat.completions", "k", "", None, {}, None, 20, is_newest_first=True)
+    text = str(_stored_page(query, None).compile(database.engine, compile_kwargs={"literal_binds": True}))
+    with database.write() as connection:
+        if not database.is_sqlite:  # A planner may rightly scan a table this small, unless it is told not to.
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off")
+        explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
+        plan = str(connection.exec_driver_sql(f"{explain} {text}").all())
+    assert "ix_interactions_key_id_id" in plan
+    assert "TEMP B-TREE" not in plan
+    assert "Sort" not in plan
 
 
 def test_the_migrations_make_the_schema_the_code_declares(database: Database) -> None:
