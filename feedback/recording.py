@@ -14,11 +14,23 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from feedback.dialects import (
+    Said,
+    messages_of_blocks,
+    messages_of_items,
+    said_in_block_events,
+    said_in_blocks,
+    said_in_item_events,
+    said_in_items,
+)
 from feedback.interactions import FeedbackEvent, Interaction, Message, Status
 
 COMPLETE_REASONS = frozenset({"stop", "tool_calls", "function_call"})
 """Finish reasons of an answer that ended because it was done; `length` and `content_filter` cut it short."""
-TEXT_FIELDS = frozenset({"messages", "prompt", "input", "tools", "functions", "metadata", "user", "safety_identifier"})
+TEXT_FIELDS = frozenset(
+    {"messages", "prompt", "suffix", "input", "instructions", "system", "tools", "functions"}
+    | {"metadata", "user", "safety_identifier", "prompt_cache_key"}
+)
 MAX_PARAMETERS_CHARS = 4000
 
 
@@ -63,8 +75,8 @@ class Answer(NamedTuple):
 def parse_interaction(exchange: Exchange, request: bytes, response: bytes) -> Interaction:
     """The record of one completion from its raw request and response bodies."""
     body = _json_object(request)
-    answer = parse_answer(response, exchange.is_stream)
-    prompt = prompt_messages(body) if exchange.is_stored else None
+    answer = parse_answer(response, exchange.is_stream, exchange.route)
+    prompt = prompt_messages(body, exchange.route) if exchange.is_stored else None
     is_complete = (
         exchange.status == Status.OK and answer.message is not None and answer.finish_reason in COMPLETE_REASONS
     )
@@ -74,7 +86,7 @@ def parse_interaction(exchange: Exchange, request: bytes, response: bytes) -> In
         prompt=prompt,
         prompt_sha=conversation_sha(exchange.alias, prompt, body) if prompt else None,
         completion=answer.message if exchange.is_stored else None,
-        parameters=_sampling_parameters(body),
+        parameters=_parameters(body, is_stored=exchange.is_stored),
         finish_reason=answer.finish_reason,
         is_complete=is_complete,
         prompt_tokens=answer.prompt_tokens,
@@ -82,10 +94,23 @@ def parse_interaction(exchange: Exchange, request: bytes, response: bytes) -> In
     )
 
 
-def parse_answer(response: bytes, is_stream: bool) -> Answer:
-    """The first choice of a response, streamed (SSE) or whole."""
+def parse_answer(response: bytes, is_stream: bool, route: str = "chat.completions") -> Answer:
+    """The first choice of a response, streamed (SSE) or whole. Embeddings have no choices, only their usage."""
     chunks = list(_sse_objects(response)) if is_stream else [_json_object(response)]
+    if route == "responses":
+        return _answer(said_in_item_events(chunks) if is_stream else said_in_items(chunks[0]))
+    if route == "messages":
+        return _answer(said_in_block_events(chunks) if is_stream else said_in_blocks(chunks[0]))
     return _join(chunks)
+
+
+def _answer(said: Said) -> Answer:
+    return Answer(
+        _normal_message(said.message) if said.message else None,
+        ascii(said.finish_reason)[1:-1][:32] if said.finish_reason else None,  # A column, not JSON: plain only.
+        _count(said.usage.get("prompt_tokens")),
+        _count(said.usage.get("completion_tokens")),
+    )
 
 
 def _join(chunks: Iterable[Mapping[str, Any]]) -> Answer:
@@ -100,12 +125,7 @@ def _join(chunks: Iterable[Mapping[str, Any]]) -> Answer:
             continue
         _merge_delta(message, _choice_content(choice))
         finish_reason = choice.get("finish_reason") or finish_reason
-    return Answer(
-        _normal_message(message) if message else None,
-        ascii(finish_reason)[1:-1][:32] if isinstance(finish_reason, str) else None,  # A column, not JSON: plain only.
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
-    )
+    return _answer(Said(message, finish_reason if isinstance(finish_reason, str) else None, usage))
 
 
 def _first_choice(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -155,12 +175,21 @@ def _normal_message(message: dict[str, Any]) -> Message:
     }
 
 
-def prompt_messages(body: Mapping[str, Any]) -> tuple[Message, ...] | None:
-    """The conversation of a request: its messages, or a plain prompt as one user message."""
+def prompt_messages(body: Mapping[str, Any], route: str = "chat.completions") -> tuple[Message, ...] | None:
+    """The conversation of a request: its messages, or a plain prompt as one user message.
+
+    Of several prompts the first is meant, as of several choices. Prompts of token ids have no text, and embeddings are
+    no conversations.
+    """
+    if route == "responses":
+        return messages_of_items(body)
+    if route == "messages":
+        return messages_of_blocks(body)
     messages = body.get("messages")
     if isinstance(messages, list) and all(isinstance(message, dict) for message in messages):
         return tuple(messages)
     prompt = body.get("prompt")
+    prompt = prompt[0] if isinstance(prompt, list) and prompt else prompt
     return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else None
 
 
@@ -168,6 +197,13 @@ def conversation_sha(alias: str, prompt: tuple[Message, ...], body: Mapping[str,
     """A hash that is equal exactly when the same conversation (and tools) was put to the same alias."""
     canonical = json.dumps([alias, prompt, body.get("tools")], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _parameters(body: Mapping[str, Any], *, is_stored: bool) -> Mapping[str, Any]:
+    """How the answer was sampled, and what the caller attached to it."""
+    metadata = body.get("metadata")
+    attached = {"metadata": metadata} if is_stored and metadata and isinstance(metadata, dict) else {}
+    return {**_sampling_parameters(body), **attached}
 
 
 def _sampling_parameters(body: Mapping[str, Any]) -> Mapping[str, Any]:
