@@ -6,7 +6,19 @@ surrogates included, the same on SQLite and PostgreSQL.
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Double, Index, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 
 metadata = MetaData(
     naming_convention={
@@ -54,6 +66,7 @@ interactions = Table(
     Index(None, "regenerate_of"),
     Index(None, "experiment", "is_analysed", "created_at"),
     Index(None, "user_id"),
+    Index(None, "key_id", "id"),
 )
 
 feedback_events = Table(
@@ -204,4 +217,63 @@ dead_letters = Table(
     Column("payload", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("created_at", Double, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", String(32), primary_key=True),  # the public part; it owns what the key was used for
+    Column("name", String(128), nullable=False),
+    Column("digest", String(64), nullable=False),  # SHA-256 of the secret, which is stored nowhere
+    Column("previous_digest", String(64)),  # of the secret before the last rotation
+    Column("previous_expires_at", Double),
+    Column("scopes", Text, nullable=False),
+    Column("limits", Text, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("created_at", Double, nullable=False),
+    Column("created_by", String(128), nullable=False),
+    Column("last_used_at", Double),  # to about ten minutes
+    Column("change", BigInteger, nullable=False),  # number of the change in `table_changes` that wrote the row last
+    Index(None, "change"),
+)
+
+table_changes = Table(
+    "table_changes",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
+
+limit_windows = Table(
+    "limit_windows",
+    metadata,
+    Column("subject", String(128), primary_key=True),  # a key, or a user within one
+    Column("name", String(32), primary_key=True),  # the limit
+    Column("used", BigInteger, nullable=False),
+    Column("ends_at", Double, nullable=False),
+    Index(None, "ends_at"),
+)
+
+limit_slots = Table(
+    "limit_slots",
+    metadata,
+    Column("subject", String(128), primary_key=True),
+    Column("holder", String(128), primary_key=True),  # a gateway process
+    Column("n_slots", Integer, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
+
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(255), nullable=False),
+    Column("detail", Text, nullable=False),
+    Index(None, "at"),
+    Index(None, "subject", "at"),
 )

@@ -1,0 +1,293 @@
+"""Limits of keys: reserve what a request may cost at most, settle what it did cost, or refund it all.
+
+Every limit but the one on concurrency is a fixed window: at most `limit` units are handed out before the window ends,
+and then it starts anew. A minute begins with the first request after the last minute ended, a day at midnight UTC.
+Of the usual algorithms (token bucket or GCRA, sliding windows) this one stays exact when several processes hand out
+parts of one limit: a part belongs to its window and lapses with it, and what is returned goes back to the window it
+came from. Like a full token bucket it lets twice the limit through within a minute at worst, around a window's end.
+
+What this process may hand out of a limit is an `Allowance`. Here are the state machine and its rules, without clock
+or storage; `serving.memory_limits` and `serving.database_limits` decide where allowances come from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+from pawl.api_keys import KeyLimits
+from serving.keys import ApiKey
+
+MINUTE_S = 60.0
+DAY_S = 86_400.0
+MAX_USERS = 100_000
+"""Users with allowances of their own; more share those of the requests that name nobody."""
+SWEEP_GAP_S = 1.0
+
+
+class Unit(IntEnum):
+    """What a limit counts."""
+
+    REQUESTS = 0
+    TOKENS = 1
+    SLOTS = 2
+
+
+class Rule(NamedTuple):
+    """A kind of limit."""
+
+    name: str
+    """As in metrics and in the shared store."""
+    field: str
+    """Of `KeyLimits`."""
+    unit: Unit
+    length_s: float
+
+
+KEY_RULES = (
+    Rule("requests", "requests_per_minute", Unit.REQUESTS, MINUTE_S),
+    Rule("tokens", "tokens_per_minute", Unit.TOKENS, MINUTE_S),
+    Rule("budget", "tokens_per_day", Unit.TOKENS, DAY_S),
+    Rule("concurrency", "concurrency", Unit.SLOTS, math.inf),
+)
+USER_RULES = (
+    Rule("user_requests", "user_requests_per_minute", Unit.REQUESTS, MINUTE_S),
+    Rule("user_tokens", "user_tokens_per_minute", Unit.TOKENS, MINUTE_S),
+)
+
+
+class Allowance:
+    """What this process may still hand out of one limit, until the window ends."""
+
+    __slots__ = (
+        "elsewhere", "ends_at", "granted", "is_slots", "is_tokens", "left", "lent", "limit", "refused_cost",
+        "refused_until", "rule", "subject",
+    )  # fmt: skip
+
+    def __init__(self, rule: Rule, subject: str, limit: int, left: int) -> None:
+        self.rule = rule
+        self.is_tokens = rule.unit == Unit.TOKENS
+        self.is_slots = rule.unit == Unit.SLOTS
+        self.subject = subject
+        self.limit = limit
+        self.left = left
+        """Below 0 when requests cost more than they reserved."""
+        self.ends_at = math.inf if self.is_slots else 0.0
+        self.elsewhere = limit - left
+        """What the shared store had left for everybody when it was asked last."""
+        self.granted = 0
+        """Of slots: how many the shared store counts for this process, in use or not."""
+        self.lent = 0
+        """How much of `left` this process gave itself while the shared store was away."""
+        self.refused_until = 0.0
+        self.refused_cost = 0
+
+    def cost(self, tokens: int) -> int:
+        return tokens if self.is_tokens else 1
+
+    def is_short(self, tokens: int, now: float) -> bool:
+        """Whether a request cannot be served from here."""
+        return self.left < self.cost(tokens) or now >= self.ends_at
+
+    def is_refused(self, tokens: int, now: float) -> bool:
+        """Whether asking the shared store again is pointless for the moment."""
+        return now < self.refused_until and self.cost(tokens) >= self.refused_cost
+
+    def start_window(self, left: int, now: float) -> None:
+        self.left = left
+        self.ends_at = end_of_window(self.rule.length_s, now)
+
+    def remaining(self, now: float) -> int:
+        """What is left for the key or user, here and elsewhere."""
+        return max(0, self.left + self.elsewhere) if now < self.ends_at else self.limit
+
+
+def end_of_window(length_s: float, now: float) -> float:
+    """When a window that starts now ends: a minute from now, or at the next midnight UTC.
+
+    >>> end_of_window(MINUTE_S, 30.0), end_of_window(DAY_S, 30.0)
+    (90.0, 86400.0)
+    """
+    return (now // DAY_S + 1) * DAY_S if length_s == DAY_S else now + length_s
+
+
+class Claims:
+    """The allowances that a request of one key and user draws on."""
+
+    __slots__ = ("account", "allowances", "requests", "tokens")
+
+    def __init__(self, account: Account, allowances: tuple[Allowance, ...]) -> None:
+        self.account = account
+        self.allowances = allowances
+        self.requests = tuple(each for each in allowances if each.rule.unit == Unit.REQUESTS)
+        minutes = tuple(each for each in allowances if each.is_tokens and each.rule.length_s == MINUTE_S)
+        self.tokens = minutes or tuple(each for each in allowances if each.is_tokens)
+        """Those that the headers tell of: the budget only where no limit per minute stands beside it."""
+
+    def take(self, tokens: int) -> None:
+        """Hand out what a request may cost; the caller has seen that nothing is short."""
+        for allowance in self.allowances:
+            allowance.left -= tokens if allowance.is_tokens else 1
+
+    def short(self, tokens: int, now: float) -> list[Allowance]:
+        """What is not enough for a request."""
+        return [each for each in self.allowances if each.is_short(tokens, now)]
+
+
+class Account:
+    """The allowances of one key, and of its users."""
+
+    __slots__ = ("everybody", "has_user_limits", "key_id", "limits", "own", "touched_at", "users")
+
+    def __init__(self, key_id: str, limits: KeyLimits, own: tuple[Allowance, ...]) -> None:
+        self.key_id = key_id
+        self.limits = limits
+        self.own = own
+        self.has_user_limits = any(getattr(limits, rule.field) for rule in USER_RULES)
+        self.everybody = Claims(self, own)
+        self.users: dict[str, Claims] = {}
+        self.touched_at = 0.0
+
+    def allowances(self) -> Iterator[Allowance]:
+        """The key's, then each user's."""
+        yield from self.own
+        for claims in self.users.values():
+            yield from claims.allowances[len(self.own) :]
+
+
+class Ledger:
+    """The accounts of every key that this process has served, bounded in the number of users."""
+
+    def __init__(self, *, starts_full: bool, max_users: int = MAX_USERS) -> None:
+        """`starts_full`: the allowances are the limits themselves, not parts that a shared store hands out."""
+        self.accounts: dict[str, Account] = {}
+        self._starts_full = starts_full
+        self._max_users = max_users
+        self._n_users = 0
+        self._swept_at = -math.inf
+
+    def claims(self, key_id: str, limits: KeyLimits, user: str, now: float) -> Claims:
+        """The allowances for a request of this key and user."""
+        account = self.accounts.get(key_id)
+        if account is None or account.limits is not limits:
+            account = self._open(key_id, limits, account)
+        if not account.has_user_limits:
+            return account.everybody
+        return account.users.get(user) or self._open_user(account, user, now)
+
+    def _open(self, key_id: str, limits: KeyLimits, before: Account | None) -> Account:
+        """A new account, or the old one under changed limits with what has been used of them."""
+        if before is not None and before.limits == limits:
+            before.limits = limits
+            return before
+        known = {each.rule: each for each in before.own} if before else {}
+        own = tuple(self._allowance(rule, key_id, limit, known.get(rule)) for rule, limit in _set(KEY_RULES, limits))
+        account = self.accounts[key_id] = Account(key_id, limits, own)
+        if before is not None:
+            self._n_users -= len(before.users)
+        return account
+
+    def _open_user(self, account: Account, user: str, now: float) -> Claims:
+        """Allowances for a user; when there are too many users, those of nobody in particular."""
+        if self._n_users >= self._max_users and not self._sweep(now):
+            user = ""
+        subject = (
+            f"{account.key_id}/{hashlib.blake2b(user.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+        )
+        own = tuple(self._allowance(rule, subject, limit, None) for rule, limit in _set(USER_RULES, account.limits))
+        self._n_users += user not in account.users
+        return account.users.setdefault(user, Claims(account, account.own + own))
+
+    def _allowance(self, rule: Rule, subject: str, limit: int, before: Allowance | None) -> Allowance:
+        if before is None:
+            return Allowance(rule, subject, limit, limit if self._starts_full else 0)
+        if self._starts_full:
+            before.left += limit - before.limit
+        before.limit = limit
+        return before
+
+    def _sweep(self, now: float) -> bool:
+        """Forget the users whose windows are over; True if that made room."""
+        if now >= self._swept_at + SWEEP_GAP_S:
+            self._swept_at = now
+            for account in self.accounts.values():
+                self.forget_idle_users(account, now)
+        return self._n_users < self._max_users
+
+    def forget_idle_users(self, account: Account, now: float) -> None:
+        """Drop the users whose windows are over: they would start full again anyway."""
+        n_own = len(account.own)
+        for user, claims in list(account.users.items()):
+            if all(now >= each.ends_at for each in claims.allowances[n_own:]):
+                del account.users[user]
+                self._n_users -= 1
+
+
+def _set(rules: tuple[Rule, ...], limits: KeyLimits) -> list[tuple[Rule, int]]:
+    return [(rule, limit) for rule in rules if (limit := getattr(limits, rule.field))]
+
+
+class Reservation:
+    """What one request holds. Exactly one call of `settle` or `refund` counts; both free its slot."""
+
+    __slots__ = ("_allowances", "_ends", "_tokens", "headers")
+
+    def __init__(self, allowances: tuple[Allowance, ...], tokens: int, headers: bytes) -> None:
+        self._allowances = allowances
+        self._ends = [each.ends_at for each in allowances]
+        self._tokens = tokens
+        self.headers = headers
+        """The `x-ratelimit-...` lines of the answer, each with its line end."""
+
+    def settle(self, tokens: int) -> None:
+        """The request ran and took this many tokens: what it reserved beyond them goes back."""
+        held, self._allowances = self._allowances, ()
+        surplus = self._tokens - tokens
+        for allowance, ends_at in zip(held, self._ends, strict=False):
+            if allowance.is_slots:
+                allowance.left += 1
+            # A surplus goes back to the window it came from; a deficit is owed in whatever window it is now.
+            elif allowance.is_tokens and (surplus < 0 or allowance.ends_at == ends_at):
+                allowance.left += surplus
+
+    def refund(self) -> None:
+        """The request did not run: it costs nothing."""
+        held, self._allowances = self._allowances, ()
+        for allowance, ends_at in zip(held, self._ends, strict=False):
+            if allowance.ends_at == ends_at:
+                allowance.left += self._tokens if allowance.is_tokens else 1
+
+
+NO_LIMITS = Reservation((), 0, b"")
+"""What a request of a key without limits holds."""
+
+
+class Limiter(Protocol):
+    """Where requests are counted."""
+
+    def try_reserve(self, key: ApiKey, user: str, tokens: int) -> Reservation | None:
+        """Reserve without waiting; None: the shared store has to be asked with `reserve`.
+
+        Raises:
+            RateLimited: a limit is reached; nothing was charged.
+        """
+
+    async def reserve(self, key: ApiKey, user: str, tokens: int) -> Reservation:
+        """Reserve, asking the shared store where that is needed; bounded in time.
+
+        Args:
+            user: as the request names it; empty for those that name nobody, who count together as one user.
+            tokens: the most that the request may take, prompt and answer together.
+
+        Raises:
+            RateLimited: a limit is reached; nothing was charged.
+        """
+
+    def start(self) -> None:
+        """Begin; on the event loop."""
+
+    async def stop(self) -> None:
+        """Give back to the shared store what this process holds."""
