@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 from feedback.interactions import FeedbackEvent, Interaction, Status
 from feedback.pairs import PreferencePair
 from pawl.database import Database
+from pawl.ids import completion_suffix
 from pawl.schema import dead_letters, feedback_events, interactions, pairs, scores
 
 TEXT_COLUMNS = frozenset({"prompt", "completion", "chosen", "rejected", "value", "reason", "comment"})
@@ -34,7 +34,8 @@ class Score(NamedTuple):
 
 
 def _to_row(record: Any) -> dict[str, Any]:
-    row: dict[str, Any] = asdict(record)
+    # Not `asdict`, which copies every message deeply, only for them to be written as JSON in the next step.
+    row: dict[str, Any] = dict(vars(record))
     for name in JSON_COLUMNS & row.keys():
         # JSON of None stays SQL NULL, except a feedback value, which is always text.
         if row[name] is not None or name == "value":
@@ -42,7 +43,7 @@ def _to_row(record: Any) -> dict[str, Any]:
     return row
 
 
-def _from_row(row: sa.RowMapping) -> dict[str, Any]:
+def _from_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {str(name): value for name, value in row.items()}
     for name in JSON_COLUMNS & values.keys():
         if values[name] is not None:
@@ -61,7 +62,7 @@ def event_row(event: FeedbackEvent) -> dict[str, Any]:
     return _to_row(event)
 
 
-def _interaction(row: sa.RowMapping) -> Interaction:
+def _interaction(row: Mapping[Any, Any]) -> Interaction:
     values = _from_row(row)
     return Interaction(**(values | {"status": Status(values["status"])}))
 
@@ -92,6 +93,127 @@ def get_interaction(database: Database, interaction_id: str) -> Interaction | No
     with database.read() as connection:
         row = connection.execute(sa.select(interactions).where(interactions.c.id == interaction_id)).mappings().first()
     return _interaction(row) if row else None
+
+
+class StoredQuery(NamedTuple):
+    """Which of a caller's stored completions are asked for."""
+
+    route: str
+    key_id: str
+    user: str
+    """Empty for all users of the key."""
+    model: str | None
+    """The name that was asked for, or the version that answered."""
+    metadata: Mapping[str, str]
+    after: str | None
+    """The id, without its prefix, of the last one that the caller has."""
+    limit: int
+    is_newest_first: bool
+
+
+def list_stored(database: Database, wanted: StoredQuery) -> tuple[list[Interaction], bool]:
+    """A page of stored completions in order of time, and whether there are more after it."""
+    found: list[Interaction] = []
+    after = wanted.after
+    with database.read() as connection:
+        while True:
+            rows = connection.execute(_stored_page(wanted, after)).mappings().all()
+            found += [one for one in map(_interaction, rows) if has_metadata(one, wanted.metadata)]
+            if len(found) > wanted.limit or len(rows) < READ_ROWS:
+                return found[: wanted.limit], len(found) > wanted.limit
+            after = rows[-1]["id"]
+
+
+def _stored_page(wanted: StoredQuery, after: str | None) -> sa.Select[Any]:
+    """The next rows that may match. Ids begin with their time, so their order is that of time."""
+    i = interactions.c
+    query = sa.select(interactions).where(
+        i.key_id == wanted.key_id, i.route == wanted.route, i.is_stored, i.completion.is_not(None)
+    )
+    if wanted.user:
+        query = query.where(i.user_id == wanted.user)
+    if wanted.model is not None:
+        query = query.where(sa.or_(i.alias == wanted.model, i.model == wanted.model))
+    for name, value in wanted.metadata.items():  # Rules most rows out; `has_metadata` decides.
+        query = query.where(i.parameters.contains(json.dumps({name: value})[1:-1], autoescape=True))
+    if after is not None:
+        query = query.where(i.id < after if wanted.is_newest_first else i.id > after)
+    # Without metadata every row of a page counts, so no more than the page and one are read.
+    n_rows = READ_ROWS if wanted.metadata else min(READ_ROWS, wanted.limit + 1)
+    return query.order_by(i.id.desc() if wanted.is_newest_first else i.id).limit(n_rows)
+
+
+def has_metadata(interaction: Interaction, wanted: Mapping[str, str]) -> bool:
+    """Whether the request carried all of these."""
+    metadata = metadata_of(interaction)
+    return all(metadata.get(name) == value for name, value in wanted.items())
+
+
+def metadata_of(interaction: Interaction) -> Mapping[str, str]:
+    """What the client attached to the completion."""
+    metadata = interaction.parameters.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def replace_metadata(database: Database, interaction_id: str, metadata: Mapping[str, str]) -> Interaction | None:
+    """Attach other metadata to a stored completion; None when there is no such completion."""
+    this = interactions.c.id == interaction_id
+    query = sa.select(interactions).where(this, interactions.c.is_stored).with_for_update()
+    with database.write() as connection:
+        row = connection.execute(query).mappings().first()
+        if row is None:
+            return None
+        parameters = {**json.loads(row["parameters"] or "{}"), "metadata": dict(metadata)}
+        connection.execute(interactions.update().where(this).values(parameters=json.dumps(parameters)))
+    return _interaction({**row, "parameters": json.dumps(parameters)})
+
+
+NO_TEXT: Mapping[str, Any] = {
+    "prompt": None,
+    "prompt_sha": None,
+    "completion": None,
+    "parameters": "{}",
+    "is_stored": False,
+    "is_complete": False,
+}
+"""An interaction of which the numbers stay."""
+NO_PAIR_TEXT: Mapping[str, Any] = {"prompt": "[]", "chosen": "{}", "rejected": "{}"}
+"""A pair of which the lineage stays: what it was made from, and the run that learned from it."""
+TEXT_FEEDBACK = ("edit", "comment")
+NAMING_FEEDBACK = ("choice", "regenerate")
+"""Whose value is the id of another completion."""
+
+
+def delete_texts(database: Database, interaction_id: str, otherwise: Mapping[str, Any]) -> bool:
+    """Remove the texts of a completion, of feedback on it and of pairs from it; False if they were gone before.
+
+    A pair that a promoted run trained on stays without its texts, so that what a model learned from can be traced.
+
+    Args:
+        otherwise: The row that is left while the completion itself is still on its way here. Rows are inserted only
+            where their id is new, so what comes late finds this one and is dropped.
+    """
+    with database.write() as connection:
+        deleted = _clear(connection, interaction_id)
+        if not deleted and not database.insert_new(connection, interactions, [{**otherwise, **NO_TEXT}]):
+            deleted = _clear(connection, interaction_id)  # It arrived in this moment, or was deleted before.
+            if not deleted:
+                return False
+        p, f = pairs.c, feedback_events.c
+        sides = sa.or_(p.chosen_interaction == interaction_id, p.rejected_interaction == interaction_id)
+        connection.execute(pairs.delete().where(sides, p.first_run.is_(None)))
+        connection.execute(pairs.update().where(sides).values(**NO_PAIR_TEXT))
+        on_it = f.interaction_id == interaction_id
+        connection.execute(feedback_events.delete().where(on_it, f.type.in_(TEXT_FEEDBACK)))
+        connection.execute(feedback_events.update().where(on_it).values(reason=None, comment=None, tags=None))
+        connection.execute(dead_letters.delete().where(dead_letters.c.id == f"interact-{interaction_id}"))
+    return True
+
+
+def _clear(connection: sa.Connection, interaction_id: str) -> bool:
+    i = interactions.c
+    found = connection.execute(interactions.update().where(i.id == interaction_id, i.is_stored).values(**NO_TEXT))
+    return found.rowcount > 0
 
 
 def answers_by_prompt(database: Database, alias: str, model: str, since: float, until: float) -> dict[str, str]:
@@ -133,24 +255,37 @@ def feedback_standing(database: Database, interaction_id: str, feedback_id: str)
 
 
 def rows_to_mine(database: Database, alias: str) -> tuple[list[Interaction], list[FeedbackEvent]]:
-    """The interactions of an alias that feedback or a regeneration touches, and all feedback on them."""
-    rated = sa.select(feedback_events.c.interaction_id)
-    replaced = sa.select(interactions.c.regenerate_of).where(interactions.c.regenerate_of.is_not(None))
-    touched = sa.or_(
-        interactions.c.id.in_(rated), interactions.c.regenerate_of.is_not(None), interactions.c.id.in_(replaced)
-    )
+    """The interactions of an alias that feedback or a regeneration touches or names, and all feedback on them."""
     with database.read() as connection:
-        found = connection.execute(
-            sa.select(interactions).where(interactions.c.alias == alias, touched).order_by(interactions.c.id)
-        ).mappings()
-        mined = [_interaction(row) for row in found]
-        events = connection.execute(
-            sa.select(feedback_events)
-            .join(interactions, interactions.c.id == feedback_events.c.interaction_id)
-            .where(interactions.c.alias == alias)
-            .order_by(feedback_events.c.created_at, feedback_events.c.id)
-        ).mappings()
-        return mined, [_event(row) for row in events]
+        events = [_event(row) for row in connection.execute(_events_of(alias)).mappings()]
+        touched = [_interaction(row) for row in connection.execute(_touched(alias)).mappings()]
+        absent = sorted(_named(events) - {one.id for one in touched})
+        i = interactions.c
+        for start in range(0, len(absent), READ_ROWS):
+            batch = i.id.in_(absent[start : start + READ_ROWS])
+            rows = connection.execute(sa.select(interactions).where(i.alias == alias, batch)).mappings()
+            touched += [_interaction(row) for row in rows]
+    return sorted(touched, key=lambda one: one.id), events
+
+
+def _touched(alias: str) -> sa.Select[Any]:
+    i = interactions.c
+    rated = sa.select(feedback_events.c.interaction_id)
+    replaced = sa.select(i.regenerate_of).where(i.regenerate_of.is_not(None))
+    touched = sa.or_(i.id.in_(rated), i.regenerate_of.is_not(None), i.id.in_(replaced))
+    return sa.select(interactions).where(i.alias == alias, touched)
+
+
+def _events_of(alias: str) -> sa.Select[Any]:
+    f = feedback_events.c
+    with_rated = sa.select(feedback_events).join(interactions, interactions.c.id == f.interaction_id)
+    return with_rated.where(interactions.c.alias == alias).order_by(f.created_at, f.id)
+
+
+def _named(events: Iterable[FeedbackEvent]) -> set[str]:
+    """The interactions that choices and regenerations point at."""
+    named = {completion_suffix(str(event.value)) for event in events if event.type in NAMING_FEEDBACK}
+    return {suffix for suffix in named if suffix is not None}
 
 
 class PairChanges(NamedTuple):
@@ -186,8 +321,9 @@ def _sides(row: Mapping[str, Any]) -> tuple[str | None, str]:
 
 
 def load_pairs(database: Database, alias: str, *, used: bool | None = None) -> list[PreferencePair]:
-    """An alias's pairs in order of id; `used` picks those that a promoted run has (not) trained on before."""
-    query = sa.select(pairs).where(pairs.c.alias == alias).order_by(pairs.c.id)
+    """An alias's pairs with texts, by id; `used` picks those that a promoted run has (not) trained on before."""
+    has_texts = pairs.c.chosen != NO_PAIR_TEXT["chosen"]
+    query = sa.select(pairs).where(pairs.c.alias == alias, has_texts).order_by(pairs.c.id)
     if used is not None:
         query = query.where(pairs.c.first_run.is_not(None) if used else pairs.c.first_run.is_(None))
     with database.read() as connection:

@@ -40,7 +40,7 @@ CONTRACT = {
     "pawl_build_info": {"version"},
 }
 BOUNDED = {"route", "model", "variant", "outcome", "reason", "kind", "direction", "type", "value", "source", "verdict",
-           "state", "metric", "version", "replica"}  # fmt: skip
+           "state", "metric", "version", "replica", "guard", "action"}  # fmt: skip
 
 
 def declared() -> dict[str, set[str]]:

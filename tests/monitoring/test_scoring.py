@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from feedback.interactions import Status
 from monitoring.errors import ScoringFailed
 from monitoring.harm import default_lexicon
 from monitoring.metrics import REGISTRY
-from monitoring.scoring import ScoringDuty, last_question
+from monitoring.scoring import ScoringDuty, last_question, was_withheld
 from pawl.database import Database
 from pawl.schema import scores
 from tests.pawl.records import interaction_id, save, served
@@ -164,3 +165,18 @@ def test_a_question_is_the_users_last_word() -> None:
     )
     assert last_question(served(1, prompt=turns)) == "one\n\n2"
     assert last_question(served(1, prompt=None)) == ""
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "n_tokens", "expected"),
+    [("content_filter", 5, True), ("content_filter", None, True), ("content_filter", 0, False), ("stop", 5, False)],
+)
+def test_an_answer_that_a_guard_withheld_counts_as_toxic(
+    database: Database, finish_reason: str, n_tokens: int | None, expected: bool
+) -> None:
+    kept = replace(served(1), finish_reason=finish_reason, completion_tokens=n_tokens)
+    save(database, [kept])
+    assert was_withheld(kept) == expected
+    duty(database, Scorer()).run_once()
+    with database.read() as connection:
+        assert connection.execute(sa.select(scores.c.is_toxic)).scalar_one() == expected
