@@ -75,9 +75,20 @@ def canary_config(settings: RolloutSettings) -> CanaryConfig:
 
 
 def start_rollout(
-    database: Database, settings: RolloutSettings, route: Route, candidate: str, *, now: float, epoch: int
+    database: Database,
+    settings: RolloutSettings,
+    route: Route,
+    candidate: str,
+    *,
+    now: float,
+    epoch: int,
+    actor: str = CONTROLLER,
+    is_forced: bool = False,
 ) -> Rollout:
     """Send the first users of `route.alias` to `candidate`.
+
+    Args:
+        actor: Who ordered it, and `is_forced` whether against the gate, for the audit trail.
 
     Raises:
         ConfigurationError: the alias has a fixed split, or the candidate is the champion already.
@@ -102,7 +113,8 @@ def start_rollout(
         created_at=now,
         updated_at=now,
     )
-    insert_rollout(database, rollout, route_of(rollout, route, salt=secrets.token_hex(16)), epoch=epoch)
+    first_route = route_of(rollout, route, salt=secrets.token_hex(16))
+    insert_rollout(database, rollout, first_route, epoch=epoch, actor=actor, is_forced=is_forced)
     log.info("rollout_started", rollout=rollout.id, alias=route.alias, candidate=candidate)
     return rollout
 

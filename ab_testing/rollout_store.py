@@ -1,4 +1,4 @@
-"""Every query on rollouts and their decisions: a decision, its state and its route go in one transaction."""
+"""Every query on rollouts and their decisions: a decision, its state, its route and its audit go in one transaction."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ab_testing.canary import Decision
 from ab_testing.canary_state import FINAL, CanaryConfig, CanaryState, Status
 from ab_testing.experiment import Route
 from ab_testing.route_store import write_route
+from pawl.audit import AuditEvent, note
 from pawl.database import Database
 from pawl.errors import NegativeVerdict, StaleWrite
 from pawl.schema import decisions, rollouts
@@ -56,7 +57,9 @@ class DecisionRecord:
     actor: str
 
 
-def insert_rollout(database: Database, rollout: Rollout, route: Route, *, epoch: int) -> None:
+def insert_rollout(
+    database: Database, rollout: Rollout, route: Route, *, epoch: int, actor: str = CONTROLLER, is_forced: bool = False
+) -> None:
     """Open a rollout and send it its first users.
 
     Raises:
@@ -71,6 +74,8 @@ def insert_rollout(database: Database, rollout: Rollout, route: Route, *, epoch:
             raise NegativeVerdict(f"{rollout.alias} has a running rollout: {running}")
         write_route(connection, route, epoch=epoch, at=rollout.created_at)
         connection.execute(rollouts.insert().values(**_row(rollout)))
+        detail = {"candidate": rollout.candidate, "is_forced": is_forced}
+        note(connection, AuditEvent(rollout.created_at, actor, "rollout.start", rollout.id, detail))
 
 
 def running_rollout(database: Database, alias: str) -> Rollout | None:
@@ -153,6 +158,8 @@ def save_progress(
             raise StaleWrite(f"rollout {before.id} moved meanwhile")
         if decision is not None:
             connection.execute(decisions.insert().values(**_decision_row(after, decision, actor)))
+            if decision.verdict != "continue":
+                note(connection, _audit_event(after, decision, actor))
         if route is not None:
             write_route(connection, route, epoch=epoch, at=after.updated_at)
 
@@ -168,6 +175,11 @@ def list_decisions(database: Database, rollout_id: str) -> list[DecisionRecord]:
             )
             for row in connection.execute(query).mappings()
         ]  # fmt: skip
+
+
+def _audit_event(rollout: Rollout, decision: Decision, actor: str) -> AuditEvent:
+    detail = {"reason": decision.reason}
+    return AuditEvent(rollout.updated_at, actor, f"rollout.{decision.verdict}", rollout.id, detail)
 
 
 def _decision_row(rollout: Rollout, decision: Decision, actor: str) -> dict[str, Any]:

@@ -44,6 +44,8 @@ FIRST_TOKEN_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0
 INTER_TOKEN_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
 DURATION_BUCKETS: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0)
 OVERHEAD_BUCKETS: Final = (5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 7.5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.025, 0.05, 0.1)
+QUEUE_WAIT_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+GUARD_BUCKETS: Final = (1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 1e-3, 5e-3, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 LOOP_LAG_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 # Traffic and latency, set by the gateway.
@@ -96,13 +98,32 @@ UPSTREAM_ERRORS: Final = Counter(
 )
 ENGINE_EJECTED: Final = Gauge(
     "pawl_engine_ejected",
-    "1 while this gateway sends no requests to the replica because it failed too often.",
+    "1 while the replica is out of service because its requests or health checks failed; where all are, all are used.",
     ("model", "replica"),
+    registry=REGISTRY,
+)
+REPLICA_RUNNING: Final = Gauge(
+    "pawl_replica_requests_running",
+    "Requests this gateway has open at the replica; one that several models share shows the same under each.",
+    ("model", "replica"),
+    registry=REGISTRY,
+)
+RETRIES: Final = Counter(
+    "pawl_retries_total", "Second attempts made, on another replica or connection.", registry=REGISTRY
+)
+QUEUE_WAITING: Final = Gauge(
+    "pawl_queue_waiting", "Requests waiting for a free place at an engine now.", registry=REGISTRY
+)
+QUEUE_WAIT: Final = Histogram(
+    "pawl_queue_wait_seconds",
+    "How long requests waited that had to, until they were let in, refused or given up.",
+    buckets=QUEUE_WAIT_BUCKETS,
     registry=REGISTRY,
 )
 RATE_LIMITED: Final = Counter(
     "pawl_rate_limited_total",
-    "Requests refused by a limit; reason is the limit (requests, tokens, concurrency, queue).",
+    "Requests refused by a limit; reason is the limit (requests, tokens, concurrency, budget, queue), user_ before a"
+    " limit of the key's user.",
     ("reason",),
     registry=REGISTRY,
 )
@@ -172,6 +193,9 @@ SPOOL_OLDEST: Final = Gauge(
 RECORDS_DROPPED: Final = Counter(
     "pawl_records_dropped_total", "Interactions served without a record because the disk refused it.", registry=REGISTRY
 )
+RECORDS_DAMAGED: Final = Counter(
+    "pawl_records_damaged_total", "Records on this machine's disk that could not be read back.", registry=REGISTRY
+)
 DEAD_LETTERS: Final = Counter(
     "pawl_dead_letters_total", "Records the database would not take, set aside for a person.", registry=REGISTRY
 )
@@ -190,6 +214,40 @@ ROLLBACKS: Final = Counter(
     "pawl_rollbacks_total",
     "Rollouts rolled back ever, by the metric that decided it; else by breaker or operator.",
     ("metric",),
+    registry=REGISTRY,
+)
+
+# Keys and limits.
+KEYS_READ: Final = Gauge(
+    "pawl_keys_read_timestamp_seconds",
+    "Unix time at which this process last read the table of keys; 0 where keys are not required.",
+    registry=REGISTRY,
+)
+KEY_LOOK_UPS: Final = Counter(
+    "pawl_key_look_ups_total",
+    "Credentials that were not in this process's cache: good, refused, or unavailable for want of the database.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+LIMIT_STORE_CALLS: Final = Counter(
+    "pawl_limit_store_calls_total",
+    "Times the shared store of the limits was asked: granted, refused, reported, or unavailable.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+
+# Guards.
+GUARD_FINDINGS: Final = Counter(
+    "pawl_guard_findings_total",
+    "What guards found, and what was done: flag, refuse, replace; away_pass and away_refuse where the scorer was away.",
+    ("guard", "action"),
+    registry=REGISTRY,
+)
+GUARD_SECONDS: Final = Histogram(
+    "pawl_guard_seconds",
+    "How long a guard took for one prompt, one answer or window, or one record.",
+    ("guard",),
+    buckets=GUARD_BUCKETS,
     registry=REGISTRY,
 )
 

@@ -4,7 +4,10 @@ PawlError
 ├── ConfigurationError    a setting is missing, unknown or of the wrong type; exit code 2
 ├── Unreachable           something needed does not answer (database, engine); exit code 3
 ├── NegativeVerdict       a check ran and said no; exit code 1
-└── StaleWrite            somebody else wrote first, or holds a later lease; exit code 1
+├── StaleWrite            somebody else wrote first, or holds a later lease; exit code 1
+├── UnknownModel          no model or run of this name is registered; exit code 1
+├── RunConflict           another process took the run over, or the cycle has its run already; exit code 1
+└── PublishFailed         an engine refused an adapter, or serves something else under its name; exit code 1
 """
 
 
@@ -36,3 +39,15 @@ class StaleWrite(PawlError):
     """What was to be written is based on something that has changed meanwhile."""
 
     exit_code = 1
+
+
+class UnknownModel(PawlError):
+    """A name that the registry cannot resolve."""
+
+
+class RunConflict(PawlError):
+    """Two processes, or two runs, where there may be one."""
+
+
+class PublishFailed(PawlError):
+    """An adapter is not being served as it should."""

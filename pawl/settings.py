@@ -50,19 +50,15 @@ class AuthSettings(Section):
     """Who may call, and the secret that signs ids and feedback tokens."""
 
     required: bool = False
+    """Every route but the health checks asks for a key that has its scope (`pawl keys create`)."""
+    key_cache_s: float = Field(default=5.0, gt=0.0, le=60.0)
+    """How long a gateway trusts what it read about a key; a revocation reaches it within this time."""
+    key_outage_s: float = Field(default=86400.0, ge=0.0)
+    """How long keys that are known go on working while the database is down; unknown ones are answered 503."""
     secret: SecretStr | None = None
     """At least 16 characters, the same on every gateway. Without it, one is made and kept under `state_dir`."""
     secret_file: Path | None = None
     feedback_token_ttl_s: int = 3600
-
-    @field_validator("required")
-    @classmethod
-    def _not_yet(cls, required: bool) -> bool:
-        if required:
-            raise ValueError(
-                "API keys are not available in this version; put the gateway behind an authenticating proxy"
-            )
-        return required
 
 
 class VariantSettings(Section):
@@ -117,8 +113,102 @@ class TimeoutSettings(Section):
     between_chunks_s: float = 60.0
     total_s: float = 600.0
     stalled_reader_s: float = 30.0
+    request_head_s: float = 10.0
+    """How long a client may take to send its request's headers, counted from the first byte."""
     request_body_s: float = 30.0
     """How long a client may take to send its request's body."""
+    idle_s: float = 60.0
+    """How long a client's connection may stay open between two requests."""
+
+
+class QueueSettings(Section):
+    """Where requests wait when every engine is busy: bounded in number and time, higher priorities first."""
+
+    max_waiting: int = Field(default=256, ge=0)
+    """Per process and group of engines; fewer wait when that many could not be served in time."""
+    max_wait_s: float = Field(default=5.0, gt=0.0)
+    """Longer than this nobody waits; a request that would have to is refused on arrival."""
+
+
+class ReplicaSettings(Section):
+    """How the gateway tells which replicas of an engine can be trusted with work."""
+
+    probe_every_s: float = Field(default=2.0, gt=0.0)
+    """Between two health checks of a replica, each of which also reads which adapters it has."""
+    probe_timeout_s: float = Field(default=1.0, gt=0.0)
+    """A health check that takes longer has failed; two in a row, and no request served meanwhile, put it out."""
+    eject_after: int = Field(default=3, ge=1)
+    """Failures in a row that take a replica out of service."""
+    eject_share: float = Field(default=0.5, gt=0.0, le=1.0)
+    """The share of failures in the last ten seconds that does the same, once there are `eject_min_requests`."""
+    eject_min_requests: int = Field(default=20, ge=1)
+    """So few requests in ten seconds say nothing about the share."""
+    eject_s: float = Field(default=5.0, gt=0.0)
+    """How long it stays out at first; doubled at every relapse, up to a minute."""
+    slow_start_s: float = Field(default=10.0, ge=0.0)
+    """A replica that returns gets its full share only after this time."""
+    load_bound: float = Field(default=1.25, ge=1.0)
+    """No replica holds more than this multiple of the mean number of requests; a conversation moves on then."""
+    max_concurrency: int = Field(default=256, ge=1)
+    """Requests at once per replica and gateway process; more wait in the queue."""
+    retry_share: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Second attempts, as a share of the requests of the last ten seconds, that may be made at most."""
+
+
+class LimitSettings(Section):
+    """What each API key may use unless it was created with limits of its own; none by default."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1)
+    tokens_per_day: int | None = Field(default=None, ge=1)
+    user_requests_per_minute: int | None = Field(default=None, ge=1)
+    """The same for each user within a key."""
+    user_tokens_per_minute: int | None = Field(default=None, ge=1)
+    store: Literal["memory", "database"] = "memory"
+    """`memory` counts in one process and suits one gateway with one worker; `database` counts for all of them."""
+    share_without_database: float = Field(default=0.25, ge=0.0, le=1.0)
+    """Of each limit, what one process may hand out by itself while the database is away; 0 answers 503 instead. One
+    divided by the number of gateway processes keeps the limits exact even then."""
+
+
+class GuardSettings(Section):
+    """Checks of what goes in and comes out; each is off unless it is switched on."""
+
+    injection: Literal["off", "flag", "refuse"] = "off"
+    """Prompts that try to take over the model: `flag` notes them, `refuse` answers with a refusal."""
+    injection_threshold: float = Field(default=1.0, gt=0.0)
+    """The sum of the found rules' weights from which a prompt counts; see `docs/guards.md`."""
+    redact: bool = False
+    """Replace personal data and secrets in records before they are stored."""
+    toxicity: Literal["off", "flag", "refuse"] = "off"
+    """Answers that are toxic, as the scorer at `scorer_url` says: `flag` notes them afterwards and holds nothing up."""
+    toxicity_threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    """From which score an answer is toxic here; `worker.scoring.toxicity_threshold` is what the metrics go by."""
+    scorer_url: str | None = None
+    """A worker's address (`worker.host` and `worker.metrics_port`); it scores texts for the gateway."""
+    scorer_timeout_s: float = Field(default=0.5, gt=0.0)
+    """For one answer, or one window of a stream."""
+    when_scorer_is_away: Literal["pass", "refuse"] = "pass"
+    """What becomes of an answer that could not be scored, or not in time."""
+    window_chars: int = Field(default=400, ge=1)
+    """Of a stream: how much text is held back until it has been scored."""
+
+    @model_validator(mode="after")
+    def _scorer_is_named(self) -> GuardSettings:
+        if self.toxicity != "off" and not self.scorer_url:
+            raise ValueError("toxicity needs scorer_url, the address of a worker")
+        return self
+
+
+class SpoolSettings(Section):
+    """Where records wait on this machine's disk for the shared database."""
+
+    max_bytes: int = Field(default=8 * 1024**3, ge=64 * 1024)
+    """Of completions that wait, for each worker. Then `serving.log_required` decides between refusing work and serving
+    without records."""
+    segment_bytes: int = Field(default=64 * 1024**2, ge=16 * 1024)
+    """The size of one of its files; each worker keeps up to three of them ready, filled with zeros."""
 
 
 class ServingSettings(Section):
@@ -129,13 +219,35 @@ class ServingSettings(Section):
     models: dict[str, ModelSettings] = Field(default_factory=dict)
     max_body_bytes: int = 4 * 1024 * 1024
     max_json_depth: int = 64
+    max_header_bytes: int = 32 * 1024
     max_choices: int = 8
     """The largest `n` a request may ask for."""
-    max_in_flight: int = 512
+    max_output_tokens: int | None = None
+    """The largest `max_tokens` (or its other names) a request may ask for; the engine's own bound without it."""
+    max_answer_bytes: int = 64 * 1024**2
+    """The largest answer an engine may give to one request; more is an engine error."""
+    allow_fields: list[str] = Field(default_factory=list)
+    """Request fields that are refused by default and shall pass, such as `chat_template_kwargs`."""
+    workers: int = Field(default=1, ge=1, le=64)
+    """Gateway processes that share the port of this machine; about one per core."""
+    fast_lane: bool = True
+    """Answer the completion routes inside the HTTP protocol; false sends them through ASGI: slower, otherwise equal."""
+    max_connections: int = 4096
+    """Open client connections per process; the oldest idle ones are closed for new ones."""
+    max_in_flight: int = 2048
     """Requests at once in this process; more are answered 503 with `Retry-After`."""
+    stream_keep_alive_s: float = 15.0
+    """A stream that has had nothing to say for this long gets an SSE comment, so that proxies keep it open."""
     timeouts: TimeoutSettings = TimeoutSettings()
+    queue: QueueSettings = QueueSettings()
+    replicas: ReplicaSettings = ReplicaSettings()
+    limits: LimitSettings = LimitSettings()
+    guards: GuardSettings = GuardSettings()
+    spool: SpoolSettings = SpoolSettings()
     drain_grace_s: float = 30.0
     """After SIGTERM, how long running streams may take to finish."""
+    records: Literal["durable", "off"] = "durable"
+    """`off` keeps no record of completions: nothing to learn from, nothing to rate, and a little faster."""
     log_required: bool = True
     """With a full disk: true refuses work with 503, false serves and counts the records it dropped."""
     route_poll_s: float = 0.5

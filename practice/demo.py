@@ -33,7 +33,7 @@ from ab_testing.route_store import load_route
 from feedback.mining import Mined, mine_alias
 from feedback.store import load_pairs
 from monitoring.toxicity import ToxicityScorer, load_scorer
-from pawl import clock, leases
+from pawl import clock, leases, registry
 from pawl.database import Database, open_database
 from pawl.errors import PawlError
 from pawl.settings import MixSettings, Settings
@@ -42,7 +42,6 @@ from practice.report import DemoRecord, RoundRecord, check_story, write_report
 from practice.traffic import TrafficCount, Visit, send_users
 from practice.users import population
 from practice.world import ALIAS, practice_settings, prepare
-from retrain import registry
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, run_round
 from retrain.progress import Report, ignore, reporting
 from serving.engine_process import has_gpu

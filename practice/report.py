@@ -13,6 +13,7 @@ from ab_testing.rollout_store import Rollout, list_decisions
 from feedback.lineage import trace_pair
 from feedback.mining import Mined
 from feedback.store import answers_by_prompt, list_pairs
+from pawl import registry
 from pawl.database import Database
 from pawl.settings import Settings
 from practice.evidence import (
@@ -30,7 +31,6 @@ from practice.evidence import (
 from practice.page import render_page
 from practice.traffic import TrafficCount
 from practice.world import ALIAS, BASE_NAME
-from retrain import registry
 from retrain.pipeline import RunOutcome
 
 LEAST_GAIN = 0.15

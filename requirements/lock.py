@@ -32,6 +32,7 @@ class Lock(NamedTuple):
 LOCKS = (
     Lock("dev.txt", ("base.in", "train.in", "score.in", "dev.in")),
     Lock("base.txt", ("base.in",), "dev.txt"),
+    Lock("compile.txt", ("compile.in",), "dev.txt"),
     Lock("train.txt", ("base.in", "train.in", "score.in"), "dev.txt"),
     Lock("worker.txt", ("base.in", "score.in"), "dev.txt"),
     Lock("engine-cpu.txt", ("engine-cpu.in",)),

@@ -7,16 +7,12 @@ RetrainError
 ├── TrainingFailed      the training ended without usable weights
 ├── BadAdapter          files that are not an adapter we serve, or not the ones that were sealed
 ├── EvaluationFailed    something could not be measured
-├── PublishFailed       an engine refused an adapter, or serves something else under its name
-├── EngineUnreachable   an engine does not answer; exit code 3
-├── CanaryTaken         another rollout has the alias; the candidate waits
-├── UnknownModel        no model of this name is registered, or it has no adapter
-└── RunConflict         another process took the run over, or the cycle has its run already
+└── CanaryTaken         another rollout has the alias; the candidate waits
 """
 
 from __future__ import annotations
 
-from pawl.errors import PawlError, Unreachable
+from pawl.errors import PawlError
 
 
 class RetrainError(PawlError):
@@ -47,23 +43,5 @@ class EvaluationFailed(RetrainError):
     """A measurement could not be taken."""
 
 
-class PublishFailed(RetrainError):
-    """An adapter is not being served as it should."""
-
-
-class EngineUnreachable(RetrainError, Unreachable):
-    """An engine does not answer, or not in time."""
-
-    exit_code = 3
-
-
 class CanaryTaken(RetrainError):
     """The alias has a running rollout of another candidate; the text says which."""
-
-
-class UnknownModel(RetrainError):
-    """A model name that the registry cannot resolve."""
-
-
-class RunConflict(RetrainError):
-    """Two processes, or two runs, where there may be one."""

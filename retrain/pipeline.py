@@ -20,12 +20,14 @@ import structlog
 from transformers import AutoTokenizer
 
 from feedback.pairs import PreferencePair
-from pawl import clock
+from pawl import clock, registry
 from pawl.clock import Clock
 from pawl.database import Database
+from pawl.engines import Engine, load_verified, unload_everywhere
 from pawl.errors import ConfigurationError, PawlError
+from pawl.registry import Model, ModelState, Run, RunStatus
 from pawl.settings import MixSettings, Settings
-from retrain import dpo, preflight, registry
+from retrain import dpo, preflight
 from retrain.adapters import Adapter, Provenance, base_fingerprint, seal, verify_adapter
 from retrain.dataset import (
     Mixed,
@@ -55,8 +57,6 @@ from retrain.evaluation import (
 from retrain.gate import Verdict, judge, report_as_dict
 from retrain.measurements import from_json, to_json
 from retrain.progress import Report, ignore
-from retrain.publish import Engine, load_verified, unload_everywhere
-from retrain.registry import Model, ModelState, Run, RunStatus
 from retrain.steps import Manifest, done, once
 
 log = structlog.get_logger()

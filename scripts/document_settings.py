@@ -53,7 +53,6 @@ MEANINGS = {
     "DatabaseSettings.password_file": "A file that holds the password.",
     "DatabaseSettings.connect_timeout_s": "How long a connection may take.",
     "DatabaseSettings.pool_size": "Connections that one process keeps open.",
-    "AuthSettings.required": "Must stay false: API keys come in a later version.",
     "AuthSettings.secret_file": "A file that holds the secret; wins over `auth.secret`.",
     "AuthSettings.feedback_token_ttl_s": "How long a feedback token is good for.",
     "VariantSettings.name": "What records, metrics and response headers call it.",
@@ -71,7 +70,13 @@ MEANINGS = {
     "ServingSettings.port": "The port to listen on.",
     "ServingSettings.models": "By the name that clients ask for.",
     "ServingSettings.max_body_bytes": "Larger requests are answered 413.",
+    "ServingSettings.max_header_bytes": "A request line and headers that are larger are answered 431.",
     "ServingSettings.max_json_depth": "Requests that nest deeper are answered 400.",
+    "LimitSettings.requests_per_minute": "Requests a minute; the next are answered 429.",
+    "LimitSettings.tokens_per_minute": "Tokens a minute, of prompts and answers together.",
+    "LimitSettings.concurrency": "Requests at the same time.",
+    "LimitSettings.tokens_per_day": "Tokens a day, which ends at midnight UTC.",
+    "LimitSettings.user_tokens_per_minute": "Tokens a minute of each user within a key.",
     "EngineSettings.served_name": "The name the engine answers to; else the last part of the model's path or name.",
     "EngineSettings.host": "Where the engine listens.",
     "EngineSettings.port": "Where the engine listens.",
@@ -266,10 +271,16 @@ def _written(value: ast.expr) -> str:
 
 
 def _literal(value: ast.expr) -> object:
-    """A literal, or a product of them."""
+    """A literal, or a product or power of them.
+
+    >>> _literal(ast.parse("64 * 1024**2", mode="eval").body)
+    67108864
+    """
     match value:
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             return _number(left) * _number(right)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return _number(left) ** _number(right)
         case _:
             return ast.literal_eval(value)
 

@@ -2,11 +2,13 @@
 
 ApiError                 any non-2xx answer
 ├── BadRequest           400, the request itself is wrong; names the parameter
-├── Unauthorized         401, a feedback token that is not good for this
+├── Unauthorized         401, a key or feedback token that is not good
+├── Forbidden            403, a good key without the scope this needs
 ├── NotFound             404, unknown model, id or route; the same for forged and foreign ids
 ├── RequestTimeout       408, the request itself came too slowly
 ├── TooLarge             413
 ├── Conflict             409 or 422, an idempotency key used again
+├── RateLimited          429, a limit of the key is reached; says when to come back, and whether to
 ├── Overloaded           503 with Retry-After: try again soon
 ├── UpstreamFailed       502, the engine answered nonsense or broke off
 └── UpstreamTimeout      504
@@ -59,6 +61,11 @@ class Unauthorized(ApiError):
     type = "invalid_request_error"
 
 
+class Forbidden(ApiError):
+    status = 403
+    type = "permission_error"
+
+
 class NotFound(ApiError):
     status = 404
     type = "invalid_request_error"
@@ -77,6 +84,11 @@ class TooLarge(ApiError):
 class Conflict(ApiError):
     status = 409
     type = "invalid_request_error"
+
+
+class RateLimited(ApiError):
+    status = 429
+    type = "rate_limit_error"
 
 
 class Overloaded(ApiError):

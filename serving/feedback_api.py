@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import orjson
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from feedback.drain import Drain
 from feedback.errors import InvalidFeedback, SpoolUnavailable
 from feedback.interactions import FeedbackEvent
-from feedback.recording import event_from_json, event_to_json, exchange_from_json
+from feedback.recording import event_from_json, event_to_json
 from feedback.signals import Feedback, Signal, parse_feedback
 from feedback.spool import Connection, Spool, SpoolRecord, insert, newest
 from feedback.store import Standing, feedback_standing
@@ -26,11 +26,10 @@ from pawl.clock import Clock
 from pawl.database import Database
 from serving.errors import BadRequest, Conflict, NotFound, Overloaded, Unauthorized
 from serving.identity import principal_of
-from serving.in_flight import InFlight
+from serving.routes import TOKEN_HEADER
 
 T = TypeVar("T")
 
-TOKEN_HEADER = "x-pawl-feedback-token"
 IDEMPOTENCY_TTL_S = 24 * 3600.0
 LOOK_UP_S = 1.0
 """How long the shared database may take to say whether it knows a completion."""
@@ -59,6 +58,16 @@ class Caller:
         return f"{self.principal.key_id}/{self.principal.user}"
 
 
+class Served(Protocol):
+    """What this process knows of its own completions before the database does."""
+
+    def is_answering(self, suffix: str) -> bool:
+        """Whether the completion is being made at this moment."""
+
+    def recently_served(self, suffix: str) -> tuple[str, str] | None:
+        """Alias and assigned variant of one made a short while ago."""
+
+
 class FeedbackDesk:
     """Takes feedback in and retracts it."""
 
@@ -69,7 +78,7 @@ class FeedbackDesk:
         spool: Spool,
         drain: Drain,
         database: Database,
-        in_flight: InFlight,
+        served: Served,
         join_window_s: float,
         clock: Clock,
     ) -> None:
@@ -77,7 +86,7 @@ class FeedbackDesk:
         self._spool = spool
         self._drain = drain
         self._database = database
-        self._in_flight = in_flight
+        self._served = served
         self._join_window_s = join_window_s
         self._clock = clock
         self._look_ups = ThreadPoolExecutor(2, thread_name_prefix="feedback-look-up")
@@ -86,15 +95,19 @@ class FeedbackDesk:
     def close(self) -> None:
         self._look_ups.shutdown(wait=False, cancel_futures=True)
 
-    async def take(self, headers: Mapping[str, str], raw: bytes) -> Answered:
+    async def take(self, headers: Mapping[str, str], raw: bytes, key_id: str = "") -> Answered:
         """`POST /v1/feedback`.
+
+        Args:
+            key_id: Of the caller's API key; empty when keys are not asked for, and for a feedback token.
 
         Raises:
             ApiError: why it is not taken; nothing was kept then.
         """
         body = parse_body(raw)
         feedback = _checked(body)
-        caller = Caller(headers, principal_of(headers, {"user": feedback.user}), headers.get(TOKEN_HEADER))
+        principal = principal_of(headers, {"user": feedback.user}, key_id=key_id)
+        caller = Caller(headers, principal, headers.get(TOKEN_HEADER))
         suffix = self._rated(caller, feedback.completion_id, "completion_id")
         if feedback.type in POINTS_AT_COMPLETION and self._rated(caller, str(feedback.value), "value") == suffix:
             raise BadRequest("value must be another completion's id", param="value", code="invalid_feedback")
@@ -140,8 +153,11 @@ class FeedbackDesk:
         ).inc()
         return answered
 
-    async def retract(self, headers: Mapping[str, str], feedback_id: str) -> Answered:
+    async def retract(self, headers: Mapping[str, str], feedback_id: str, key_id: str = "") -> Answered:
         """`DELETE /v1/feedback/{id}`.
+
+        Args:
+            key_id: As for `take`.
 
         Raises:
             ApiError: the id is malformed (400), or nobody's of this caller's (404).
@@ -150,7 +166,7 @@ class FeedbackDesk:
         if parsed is None or parsed[0] not in set(Signal):
             raise BadRequest("not a feedback id", param="id", code="invalid_id")
         kind, suffix = parsed
-        caller = Caller(headers, principal_of(headers, {}), headers.get(TOKEN_HEADER))
+        caller = Caller(headers, principal_of(headers, {}, key_id=key_id), headers.get(TOKEN_HEADER))
         self._check_owner(caller, suffix, "id")
         standing = await self._standing(suffix, feedback_id)
         last = standing.last_event
@@ -195,8 +211,10 @@ class FeedbackDesk:
 
     async def _standing(self, suffix: str, feedback_id: str) -> Standing:
         """What this gateway's spool and the shared database know together."""
-        here = await self._durably(lambda connection: _spooled_standing(connection, suffix, feedback_id))
-        if (here.alias and here.last_event) or suffix in self._in_flight:
+        event = await self._durably(lambda connection: _spooled_event(connection, feedback_id))
+        alias, variant = self._served.recently_served(suffix) or (None, None)
+        here = Standing(alias, variant, event)
+        if (here.alias and here.last_event) or self._served.is_answering(suffix):
             return here
         there = await self._stored_standing(suffix, feedback_id)
         if there is UNKNOWN and here == UNKNOWN:
@@ -311,15 +329,9 @@ def _record(event: FeedbackEvent) -> SpoolRecord:
     return SpoolRecord(0, "feedback", event.id, event.feedback_id, event.created_at, event_to_json(event), None, None)
 
 
-def _spooled_standing(connection: Connection, suffix: str, feedback_id: str) -> Standing:
-    interaction = newest(connection, "interaction", suffix)
+def _spooled_event(connection: Connection, feedback_id: str) -> FeedbackEvent | None:
     event = newest(connection, "feedback", feedback_id)
-    rated = exchange_from_json(interaction.meta) if interaction else None
-    return Standing(
-        rated.alias if rated else None,
-        rated.assigned_variant if rated else None,
-        event_from_json(event.meta) if event else None,
-    )
+    return event_from_json(event.meta) if event else None
 
 
 def describe(event: FeedbackEvent) -> dict[str, Any]:

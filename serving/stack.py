@@ -28,7 +28,8 @@ log = structlog.get_logger()
 DEFAULT_ALIAS = "assistant"
 POLL_S = 0.2
 READY_S = 60.0
-STOP_S = 20.0
+STOP_MARGIN_S = 35.0
+"""On top of the grace that running requests have: the gateway's supervisor ends its workers before this does."""
 RESTART_PAUSES_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 SECRETS = {"auth": {"secret"}, "database": {"password"}}
 """Never written to the file: children inherit them through the environment they came in."""
@@ -45,8 +46,9 @@ def is_inherited(variable: str) -> bool:
 class Child:
     """One `pawl` command as a process of its own."""
 
-    def __init__(self, name: str, config: Path, log_path: Path) -> None:
+    def __init__(self, name: str, config: Path, log_path: Path, *, stop_s: float) -> None:
         self.name = name
+        self.stop_s = stop_s
         self._config = config
         self._log_path = log_path
         self._process: subprocess.Popen[bytes] | None = None
@@ -79,10 +81,10 @@ class Child:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(STOP_S)
+            self._process.wait(self.stop_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(STOP_S)
+            self._process.wait(self.stop_s)
 
 
 class Stack:
@@ -95,8 +97,9 @@ class Stack:
         self.directory = directory
         self.config = directory / "pawl.yaml"
         self._logs = directory / "logs"
-        self.gateway = Child("serve", self.config, self._logs / "gateway.log")
-        self.worker = Child("worker", self.config, self._logs / "worker.log")
+        stop_s = settings.serving.drain_grace_s + STOP_MARGIN_S
+        self.gateway = Child("serve", self.config, self._logs / "gateway.log", stop_s=stop_s)
+        self.worker = Child("worker", self.config, self._logs / "worker.log", stop_s=stop_s)
         self.engine: EngineProcess | None = None
         self._n_engine_restarts = 0
 

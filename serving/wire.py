@@ -43,16 +43,21 @@ async def read_body(receive: Receive, headers: Mapping[str, str], limit: int, wi
     """
     announced = headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
-        raise _too_large(limit)
+        raise body_too_large(limit)
     try:
         async with asyncio.timeout(within_s):
             return await _read_parts(receive, limit)
     except TimeoutError as exc:
-        raise RequestTimeout(
-            f"the body did not come within {within_s:g} s (serving.timeouts.request_body_s)",
-            code="request_timeout",
-            headers={"connection": "close"},
-        ) from exc
+        raise body_too_slow(within_s) from exc
+
+
+def body_too_slow(within_s: float) -> RequestTimeout:
+    """The connection is closed with the answer."""
+    return RequestTimeout(
+        f"the body did not come within {within_s:g} s (serving.timeouts.request_body_s)",
+        code="request_timeout",
+        headers={"connection": "close"},
+    )
 
 
 async def _read_parts(receive: Receive, limit: int) -> bytes:
@@ -65,13 +70,14 @@ async def _read_parts(receive: Receive, limit: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise _too_large(limit)
+            raise body_too_large(limit)
         parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)
 
 
-def _too_large(limit: int) -> TooLarge:
+def body_too_large(limit: int) -> TooLarge:
+    """More came, or was announced, than the settings allow."""
     return TooLarge(f"the body is larger than {limit} bytes (serving.max_body_bytes)", code="request_too_large")
 
 

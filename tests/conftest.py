@@ -14,7 +14,7 @@ import pytest
 
 from pawl.database import Database, open_database, upgrade
 from pawl.settings import DatabaseSettings, Settings
-from serving.app import Gateway, create_app
+from serving.gateway import Gateway, create_app
 from tests.fake_vllm import FakeVLLM
 from tests.servers import PostgreSQL, free_port, running
 

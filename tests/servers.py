@@ -16,6 +16,9 @@ from typing import Any
 
 import uvicorn
 
+from serving.gateway import Gateway
+from serving.server import GatewayServer, server_config
+
 
 def free_port() -> int:
     """A port that was free a moment ago."""
@@ -26,12 +29,11 @@ def free_port() -> int:
 
 @contextmanager
 def running(app: Any, port: int = 0) -> Iterator[str]:
-    """Serve `app` in a thread; yield its base URL."""
+    """Serve `app` in a thread, a gateway as `pawl serve` does; yield its base URL."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=3, ws="none")
-    server = uvicorn.Server(config)
+    server = _server_for(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30
@@ -44,6 +46,14 @@ def running(app: Any, port: int = 0) -> Iterator[str]:
         server.should_exit = True
         thread.join(20)
         listener.close()
+
+
+def _server_for(app: Any) -> uvicorn.Server:
+    if isinstance(app, Gateway):
+        config = server_config(app)
+        config.timeout_graceful_shutdown = 3
+        return GatewayServer(config, app)
+    return uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=3, ws="none"))
 
 
 class PostgreSQL:

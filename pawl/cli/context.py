@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from pawl.settings import ModelSettings, Settings, find_config, load_settings
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
+MAX_ACTOR_CHARS = 64
 PIPED_WIDTH = 10_000
 """Without a terminal a row stays one line, whole, for whatever reads it."""
 
@@ -83,6 +86,15 @@ def chosen_alias(settings: Settings, given: str | None) -> str:
 def model_settings(settings: Settings, alias: str) -> ModelSettings:
     """The settings of an alias that `chosen_alias` returned."""
     return settings.serving.models[alias]
+
+
+def operator() -> str:
+    """Who sits at this command line, for the audit trail."""
+    try:
+        person = getpass.getuser()
+    except (KeyError, OSError):  # A container's user need not have a name.
+        person = str(os.getuid())
+    return f"operator:{person}@{socket.gethostname()}"[:MAX_ACTOR_CHARS]
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool, columns: Sequence[str]) -> None:

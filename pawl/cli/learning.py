@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
@@ -17,19 +15,19 @@ from pawl.cli.context import (
     chosen_alias,
     current_database,
     current_settings,
-    model_settings,
+    operator,
     print_fields,
     print_rows,
 )
 from pawl.clock import now
 from pawl.database import Database
-from pawl.errors import ConfigurationError, NegativeVerdict
+from pawl.errors import NegativeVerdict
+from pawl.registry import get_model, get_run, lineage, list_models, list_runs, retire_model, unfinished_run
 from pawl.settings import Settings
 
 if TYPE_CHECKING:
     from monitoring.scoring import ScoreToxicity
     from retrain.pipeline import OpenCanary
-    from retrain.registry import Model
 
 log = structlog.get_logger()
 ForceOption = Annotated[bool, typer.Option("--force", help="Even a version that the gate rejected.")]
@@ -106,8 +104,6 @@ def print_not_due(reason: str, *, as_json: bool) -> None:
 
 def why_not_due(database: Database, settings: Settings, alias: str, n_new: int) -> str | None:
     """Why no round should start now; None when one should."""
-    from retrain.registry import list_runs, unfinished_run
-
     if unfinished_run(database, alias):
         return None
     if n_new < settings.retrain.min_pairs:
@@ -136,6 +132,7 @@ def toxicity_scorer(settings: Settings) -> ScoreToxicity | None:
 
 def canary_opener(database: Database, settings: Settings, alias: str) -> OpenCanary | None:
     """What a passed gate calls to open the canary; None when `rollout.auto_start` is off."""
+    from ab_testing.rollout_orders import open_rollout
     from ab_testing.rollout_store import newest_rollout, running_rollout
     from retrain.errors import CanaryTaken
 
@@ -147,75 +144,15 @@ def canary_opener(database: Database, settings: Settings, alias: str) -> OpenCan
             return opened.id
         if (running := running_rollout(database, alias)) is not None:
             raise CanaryTaken(f"{alias} has a running rollout: {running.id}; promote {candidate} when it is over")
-        return open_rollout(database, settings, alias, candidate)
+        return open_rollout(database, settings, alias, candidate, actor="retrain", clock=now)
 
     return open_canary
-
-
-def open_rollout(database: Database, settings: Settings, alias: str, candidate: str, *, is_forced: bool = False) -> str:
-    """Start the rollout of a registered candidate once every engine has proven to serve it; returns its id.
-
-    Args:
-        is_forced: Also one that the gate rejected.
-
-    Raises:
-        PawlError: it cannot be started; says why.
-    """
-    from ab_testing.controller import canary_config, start_rollout
-    from ab_testing.experiment import Route
-    from ab_testing.rollout_store import running_rollout
-    from ab_testing.route_store import load_route
-    from retrain import registry
-
-    model = registry.get_model(database, candidate)
-    if model.alias != alias:
-        raise ConfigurationError(f"{candidate} is a version of {model.alias}, not of {alias}")
-    if model_settings(settings, alias).experiment is not None:
-        raise ConfigurationError(f"serving.models.{alias} has a fixed split: a rollout needs the alias to itself")
-    if model.state == registry.ModelState.REJECTED and not is_forced:
-        raise NegativeVerdict(f"{candidate} was rejected: {gate_reason(database, model)}; --force overrides this")
-    if (running := running_rollout(database, alias)) is not None:
-        raise NegativeVerdict(f"{alias} has a running rollout: {running.id}")
-    canary_config(settings.rollout)  # Wrong settings are told before the engines are troubled.
-    load_everywhere(settings, model)
-    route = load_route(database, alias) or Route(alias, 0, model_settings(settings, alias).champion)
-    epoch = leases.epoch_of(database, f"rollout/{alias}")
-    rollout = start_rollout(database, settings.rollout, route, candidate, now=now(), epoch=epoch)
-    registry.set_state(database, candidate, registry.ModelState.CHALLENGER, now=now())
-    return rollout.id
-
-
-def gate_reason(database: Database, model: Model) -> str:
-    """Why the gate turned a version down, as its run has it."""
-    from retrain.errors import UnknownModel
-    from retrain.registry import get_run
-
-    try:
-        return str(get_run(database, model.run_id or "").detail.get("reason") or "no reason is recorded")
-    except UnknownModel:
-        return "its run is not recorded"
-
-
-def load_everywhere(settings: Settings, model: Model) -> None:
-    """Load a version into every engine of its alias and prove that it is served.
-
-    Raises:
-        RetrainError: an engine refuses it or does not answer.
-    """
-    from retrain.publish import Engine, load_verified
-
-    with ExitStack() as stack:
-        urls = model_settings(settings, model.alias).engines
-        engines = [stack.enter_context(closing(Engine(url))) for url in urls]
-        if model.path is not None:  # A base model has no adapter to load: the engines were started with it.
-            load_verified(engines, model.name, Path(model.path), model.base)
 
 
 @retrain.command("status")
 def retrain_status(model: ModelOption = None, as_json: JsonFlag = False) -> None:
     """The newest run, and whether another is due."""
     from feedback.store import load_pairs
-    from retrain.registry import list_runs
 
     settings = current_settings()
     alias = chosen_alias(settings, model)
@@ -231,8 +168,6 @@ def retrain_status(model: ModelOption = None, as_json: JsonFlag = False) -> None
 @retrain.command("list")
 def retrain_list(model: ModelOption = None, as_json: JsonFlag = False) -> None:
     """All runs, the newest first."""
-    from retrain.registry import list_runs
-
     with current_database(current_settings()) as database:
         found = sorted(list_runs(database, model), key=lambda run: -run.created_at)
     rows = [asdict(run) | {"status": run.status.value} for run in found]
@@ -242,8 +177,6 @@ def retrain_list(model: ModelOption = None, as_json: JsonFlag = False) -> None:
 @retrain.command("explain")
 def retrain_explain(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: JsonFlag = False) -> None:
     """Everything recorded about one run."""
-    from retrain.registry import get_run
-
     with current_database(current_settings()) as database:
         run = get_run(database, run_id)
     print_fields(asdict(run) | {"status": run.status.value}, as_json=as_json)
@@ -251,8 +184,6 @@ def retrain_explain(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_js
 
 def gate(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: JsonFlag = False) -> None:
     """What the gate said about a run's candidate, check by check; exit code 1 unless it passed."""
-    from retrain.registry import get_run
-
     with current_database(current_settings()) as database:
         run = get_run(database, run_id)
     report = run.detail.get("gate")
@@ -271,8 +202,6 @@ def gate(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: JsonFla
 @models.command("list")
 def models_list(model: ModelOption = None, as_json: JsonFlag = False) -> None:
     """Registered model versions."""
-    from retrain.registry import list_models
-
     settings = current_settings()
     with current_database(settings) as database:
         aliases = [model] if model else list(settings.serving.models)
@@ -283,8 +212,6 @@ def models_list(model: ModelOption = None, as_json: JsonFlag = False) -> None:
 @models.command("show")
 def models_show(name: str, as_json: JsonFlag = False) -> None:
     """One version and its line of descent."""
-    from retrain.registry import get_model, lineage
-
     with current_database(current_settings()) as database:
         found = get_model(database, name)
         line = [ancestor.name for ancestor in lineage(database, name)]
@@ -294,21 +221,17 @@ def models_show(name: str, as_json: JsonFlag = False) -> None:
 @models.command("promote")
 def models_promote(name: str, force: ForceOption = False) -> None:
     """Open a canary for a registered version: it becomes the champion if its users are no worse off."""
-    from retrain.registry import get_model
+    from ab_testing.rollout_orders import open_rollout
 
     settings = current_settings()
     with current_database(settings) as database:
         alias = chosen_alias(settings, get_model(database, name).alias)
-        typer.echo(open_rollout(database, settings, alias, name, is_forced=force))
+        typer.echo(open_rollout(database, settings, alias, name, actor=operator(), clock=now, is_forced=force))
 
 
 @models.command("retire")
 def models_retire(name: str) -> None:
     """Take a version out of consideration. The champion cannot be retired: promote another first."""
-    from retrain.registry import ModelState, get_model, set_state
-
     with current_database(current_settings()) as database:
-        if get_model(database, name).state in (ModelState.CHAMPION, ModelState.CHALLENGER):
-            raise NegativeVerdict(f"{name} is in service: promote another model, or roll it back, first")
-        set_state(database, name, ModelState.RETIRED, now=now())
+        retire_model(database, name, now=now(), actor=operator())
     typer.echo(f"{name} retired")

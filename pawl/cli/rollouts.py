@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +13,7 @@ from pawl.cli.context import (
     current_database,
     current_settings,
     model_settings,
+    operator,
     print_fields,
     print_rows,
 )
@@ -26,7 +25,7 @@ from pawl.settings import Settings
 if TYPE_CHECKING:
     from ab_testing.controller import Action
     from ab_testing.experiment import Route
-    from ab_testing.rollout_store import DecisionRecord, Rollout
+    from ab_testing.rollout_store import DecisionRecord
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Even a version that the gate rejected.")]
@@ -43,20 +42,22 @@ def register(app: typer.Typer) -> None:
 @rollout.command("start")
 def start(candidate: str, model: ModelOption = None, force: ForceOption = False) -> None:
     """Send a registered version out as a canary; prints the rollout's id."""
-    from pawl.cli.learning import open_rollout
+    from ab_testing.rollout_orders import open_rollout
 
     settings = current_settings()
+    alias = chosen_alias(settings, model)
     with current_database(settings) as database:
-        typer.echo(open_rollout(database, settings, chosen_alias(settings, model), candidate, is_forced=force))
+        typer.echo(open_rollout(database, settings, alias, candidate, actor=operator(), clock=now, is_forced=force))
 
 
 @rollout.command("status")
 def status(model: ModelOption = None, as_json: JsonFlag = False) -> None:
     """All rollouts, the newest first."""
+    from ab_testing.rollout_orders import describe_rollout
     from ab_testing.rollout_store import list_rollouts
 
     with current_database(current_settings()) as database:
-        rows = [_described(found) for found in list_rollouts(database, model)]
+        rows = [describe_rollout(found) for found in list_rollouts(database, model)]
     print_rows(rows, as_json=as_json, columns=("id", "alias", "candidate", "status", "weight", "control", "treatment"))
 
 
@@ -91,17 +92,17 @@ def explain(
     as_json: JsonFlag = False,
 ) -> None:
     """Every decision of a rollout, in plain words; the newest rollout by default."""
+    from ab_testing.rollout_orders import explain_rollout
     from ab_testing.rollout_store import get_rollout, list_decisions, list_rollouts
 
     with current_database(current_settings()) as database:
         found = [get_rollout(database, rollout_id)] if rollout_id else list_rollouts(database, model)[:1]
         if not found:
             raise NegativeVerdict("there is no rollout yet")
+        if as_json:
+            print_fields(explain_rollout(database, found[0]), as_json=True)
+            return
         records = list_decisions(database, found[0].id)
-    if as_json:
-        decisions = [record.__dict__ for record in records]
-        print_fields(_described(found[0]) | {"decisions": decisions}, as_json=True)
-        return
     typer.echo(f"{found[0].id}: {found[0].candidate} against {found[0].champion}: {found[0].state.status}")
     for record in records:
         typer.echo(f"  {decision_line(record)}")
@@ -148,47 +149,14 @@ def _why(experiment: str | None, is_analysed: bool) -> str:
 
 
 def _order(model: str | None, action: Action, reason: str) -> None:
-    from ab_testing.controller import Controller
-    from pawl import leases
-    from pawl.cli.worker import end_rollout
+    from ab_testing.rollout_orders import carry_out
+    from ab_testing.rollout_store import running_rollout
 
     settings = current_settings()
     alias = chosen_alias(settings, model)
-    actor = f"operator:{_person()}"[:64]
     with current_database(settings) as database:
-        controller = Controller(database, clock=now, on_end=lambda ended, _: end_rollout(database, ended))
-        epoch = leases.epoch_of(database, f"rollout/{alias}")
-        tick = controller.act(alias, action, _plain(reason), actor=actor, epoch=epoch)
-    if tick is None:
-        raise NegativeVerdict(f"{alias} has no running rollout")
+        running = running_rollout(database, alias)
+        if running is None:
+            raise NegativeVerdict(f"{alias} has no running rollout")
+        tick = carry_out(database, running, action, reason, actor=operator(), clock=now)
     typer.echo(f"{tick.rollout.id}: {tick.rollout.state.status}, weight {tick.decision.weight:g}")
-
-
-def _plain(reason: str) -> str:
-    """Without the bytes of an argument that are no text: the database keeps text only."""
-    return reason.encode("utf-8", "replace").decode()
-
-
-def _person() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # A container's user need not have a name.
-        return str(os.getuid())
-
-
-def _described(found: Rollout) -> dict[str, Any]:
-    from ab_testing.canary import weight_of
-
-    counts = found.state.phases
-    return {
-        "id": found.id,
-        "alias": found.alias,
-        "champion": found.champion,
-        "candidate": found.candidate,
-        "status": found.state.status,
-        "held_reason": found.state.held_reason,
-        "weight": weight_of(found.state, found.config),
-        "control": sum(count.control for count in counts),
-        "treatment": sum(count.treatment for count in counts),
-        "created_at": found.created_at,
-    }

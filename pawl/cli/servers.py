@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from pawl.cli.context import current_database, current_settings
+from pawl.cli.context import config_path, current_database, current_settings
 from pawl.errors import ConfigurationError, NegativeVerdict
+from pawl.settings import ENV_PREFIX, load_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -20,11 +21,17 @@ def register(app: typer.Typer) -> None:
     app.command()(demo)
 
 
-def serve() -> None:
-    """Run the gateway."""
-    from serving.server import serve as serve_gateway
+def serve(
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; else serving.workers.", min=1)] = None,
+) -> None:
+    """Run the gateway. SIGHUP restarts it with the configuration as it is then, without dropping a connection."""
+    from serving.supervisor import supervise
 
-    serve_gateway(current_settings(quiet_logs=False))
+    overrides = {"PAWL_CONFIG": str(path.resolve()) if (path := config_path()) else None}
+    overrides[f"{ENV_PREFIX}SERVING__WORKERS"] = str(workers) if workers else None
+    os.environ.update({name: value for name, value in overrides.items() if value})  # For the children, and for later.
+    settings = current_settings(quiet_logs=False)
+    raise typer.Exit(supervise(settings, os.environ, lambda: load_settings(config_path(), os.environ)))
 
 
 def engine(

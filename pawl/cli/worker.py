@@ -15,12 +15,11 @@ from typing import get_args
 import sqlalchemy as sa
 import structlog
 from prometheus_client import Counter as Series
-from prometheus_client import start_http_server
 
 from ab_testing.canary_state import Status
-from ab_testing.controller import Controller
+from ab_testing.rollout_orders import controller_of, end_rollout
 from ab_testing.rollout_store import Rollout, count_rollbacks, newest_rollout
-from feedback.store import count_pairs, mark_pairs_used
+from feedback.store import count_pairs
 from monitoring.errors import ScorerUnavailable
 from monitoring.harm import DEFAULT_PATTERNS, HarmLexicon
 from monitoring.metrics import (
@@ -28,22 +27,21 @@ from monitoring.metrics import (
     GATE_VERDICTS,
     PAIRS,
     PAIRS_REJECTED,
-    REGISTRY,
     RETRAIN_LAST_SUCCESS,
     RETRAIN_RUNS,
     ROLLBACKS,
     ROLLOUT_STATE,
 )
+from monitoring.score_api import Score, ScoreServer, SharedScorer
 from monitoring.scoring import ScoringDuty
 from monitoring.toxicity import load_scorer
-from pawl import leases
+from pawl import leases, registry
 from pawl.clock import now
 from pawl.database import Database
+from pawl.engines import Engine, reconcile
 from pawl.errors import ConfigurationError, PawlError
+from pawl.registry import ModelState, RunStatus
 from pawl.settings import ScoringSettings, Settings
-from retrain import registry
-from retrain.publish import Engine, reconcile
-from retrain.registry import ModelState, RunStatus
 
 log = structlog.get_logger()
 
@@ -60,7 +58,8 @@ class Worker:
         self._database = database
         self._holder = leases.this_process()
         self._is_stopping = threading.Event()
-        self._controller = Controller(database, clock=now, on_end=lambda ended, _: end_rollout(database, ended))
+        self._controller = controller_of(database, now)
+        self._scorer: SharedScorer | None = None
         self._scoring: ScoringDuty | None = None
         self._runs_seen: Counter[str] = Counter()
         self._pairs_seen: Counter[str] = Counter()
@@ -78,9 +77,10 @@ class Worker:
         BUILD_INFO.labels(version=version("pawl")).set(1)
         settings = self._settings.worker
         try:
-            server, _ = start_http_server(settings.metrics_port, settings.host, REGISTRY)
+            server = ScoreServer(settings.host, settings.metrics_port, self._find_scorer)
         except OSError as exc:
             raise ConfigurationError(f"worker.metrics_port {settings.metrics_port}: {exc.strerror or exc}") from exc
+        server.start()
         duties = [
             self._every(settings.poll_s, "scoring", self.score),
             self._every(self._settings.rollout.tick_s, "rollouts", self.tick_rollouts),
@@ -108,11 +108,15 @@ class Worker:
 
         return threading.Thread(target=loop, name=name, daemon=True)
 
+    def _find_scorer(self) -> Score | None:
+        return self._scorer.score_now if self._scorer is not None else None
+
     def score(self) -> float | None:
         """Score all that waits; the pause to make when there is nobody to score."""
         if self._scoring is None:
             try:
-                self._scoring = make_scoring(self._settings.worker.scoring, self._database)
+                self._scorer = load_shared_scorer(self._settings.worker.scoring)
+                self._scoring = make_scoring(self._settings.worker.scoring, self._database, self._scorer)
             except ScorerUnavailable as exc:
                 log.error("scorer_absent", reason=str(exc))
                 return SCORER_RETRY_S
@@ -179,14 +183,22 @@ def surviving(duty: str, **fields: str) -> Iterator[None]:
         log.exception("duty_broken", duty=duty, **fields)
 
 
-def make_scoring(settings: ScoringSettings, database: Database) -> ScoringDuty:
-    """The scoring duty with its real scorer.
+def load_shared_scorer(settings: ScoringSettings) -> SharedScorer:
+    """The real scorer, for the scoring duty and for gateways that ask.
 
     Raises:
         ScorerUnavailable: the toxicity model cannot be loaded or fails its self-test.
-        ConfigurationError: the harmful patterns cannot be read.
     """
     scorer = load_scorer(settings.toxicity_checkpoint, settings.toxicity_config_dir, settings.toxicity_model)
+    return SharedScorer(scorer.score)
+
+
+def make_scoring(settings: ScoringSettings, database: Database, scorer: SharedScorer) -> ScoringDuty:
+    """The scoring duty.
+
+    Raises:
+        ConfigurationError: the harmful patterns cannot be read.
+    """
     name = settings.toxicity_checkpoint.parent.name if settings.toxicity_checkpoint else settings.toxicity_model
     return ScoringDuty(
         database,
@@ -247,24 +259,13 @@ def rejected_pairs(runs: Iterable[registry.Run]) -> Counter[str]:
     return sum((Counter(run.detail["skipped"]) for run in newest.values()), Counter())
 
 
-def end_rollout(database: Database, rollout: Rollout) -> None:
-    """A rollout is over: the registry and the pairs that taught the champion follow."""
-    is_promoted = rollout.state.status == "promoted"
-    state = ModelState.CHAMPION if is_promoted else ModelState.RETIRED
-    registry.set_state(database, rollout.candidate, state, now=now())
-    model = registry.get_model(database, rollout.candidate)
-    if is_promoted and model.run_id:
-        run = registry.get_run(database, model.run_id)
-        mark_pairs_used(database, run.detail.get("new_pair_ids", []), model.run_id)
-
-
 def settle_ended(database: Database, alias: str) -> None:
     """Finish what a worker that died between a rollout's end and the registry left undone."""
     rollout = newest_rollout(database, alias)
     if rollout is None or not rollout.state.is_final:
         return
     if registry.get_model(database, rollout.candidate).state == ModelState.CHALLENGER:
-        end_rollout(database, rollout)
+        end_rollout(database, rollout, now=now())
 
 
 def show_rollout(rollout: Rollout) -> None:

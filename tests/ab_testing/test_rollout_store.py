@@ -20,6 +20,7 @@ from ab_testing.rollout_store import (
     save_progress,
 )
 from ab_testing.route_store import load_route, load_routes, write_route
+from pawl.audit import AuditEvent, latest_events
 from pawl.database import Database
 from pawl.errors import NegativeVerdict, StaleWrite
 from pawl.settings import RolloutSettings
@@ -104,6 +105,31 @@ def test_a_refused_route_takes_the_state_and_the_decision_back(database: Databas
         save_progress(database, before, later, order(before), stale, actor="controller", epoch=1)
     assert get_rollout(database, "ro_1") == before
     assert list_decisions(database, "ro_1") == []
+    assert [event.action for event in latest_events(database)] == ["rollout.start"]
+
+
+def test_who_did_what_is_written_down_with_the_deed(database: Database) -> None:
+    before = opened(database)
+    waiting = replace(before, cursor=(7.25, "ann"), updated_at=8.0)
+    nothing_new = Decision("continue", 0.01, "waiting", "waiting")
+    save_progress(database, before, waiting, nothing_new, None, actor="controller", epoch=1)
+    held = replace(waiting, updated_at=9.0)
+    save_progress(database, waiting, held, order(waiting), None, actor="operator:ann", epoch=1)
+    assert latest_events(database, subject="ro_1") == [
+        AuditEvent(9.0, "operator:ann", "rollout.hold", "ro_1", {"reason": "wait"}),
+        AuditEvent(5.0, "controller", "rollout.start", "ro_1", {"candidate": "base--r1", "is_forced": False}),
+    ]
+
+
+def test_a_rollout_that_does_not_open_leaves_no_line(database: Database) -> None:
+    opened(database)
+    with pytest.raises(NegativeVerdict, match="has a running rollout"):
+        opened(database, replace(ROLLOUT, id="ro_2"))
+    with database.write() as connection:
+        write_route(connection, Route("helper", 0, "base"), epoch=1, at=1.0)
+    with pytest.raises(StaleWrite):
+        opened(database, replace(ROLLOUT, id="ro_3", alias="helper"))
+    assert [event.subject for event in latest_events(database)] == ["ro_1"]
 
 
 @pytest.mark.parametrize(("version", "epoch"), [(0, 5), (2, 5), (1, 4)])

@@ -17,7 +17,7 @@ import yaml
 from pawl.database import open_database
 from pawl.schema import feedback_events, interactions
 from pawl.settings import load_settings
-from serving.app import Gateway
+from serving.gateway import Gateway
 from tests.docs.pages import PAGES, ROOT, blocks
 from tests.fake_vllm import FakeVLLM
 from tests.serving.waiting import eventually

@@ -21,16 +21,15 @@ from feedback.lineage import trace_pair
 from feedback.mining import mine_alias
 from feedback.store import get_interaction, list_pairs, load_pairs
 from monitoring.toxicity import load_scorer
-from pawl import clock, leases
+from pawl import clock, leases, registry
 from pawl.database import Database
+from pawl.engines import Engine
 from practice.demo import REPLAY
 from practice.evidence import Period, count_unscored
 from practice.traffic import Visit, send_users
 from practice.users import population
 from practice.world import ALIAS, BASE_NAME
-from retrain import registry
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, run_round
-from retrain.publish import Engine
 from serving.stack import Stack
 from tests.monitoring.exposition import assert_series_exist
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pawl.settings import Settings
+from serving.supervisor import DRAIN_STOP_S, STOP_MARGIN_S
 from tests.helm.chart import CHART, Manifest, Values, container, named, of_kind, pods, render
 from tests.helm.value_sets import AUTOSCALED, BIG_ENGINE, EXISTING_STORAGE, EXTRAS, INGRESS, NO_GPU, VALUE_SETS
 
@@ -77,7 +78,7 @@ def test_gateway_outlives_its_drain(drain: float, pre_stop: int) -> None:
     values = {"gateway": {"preStopSeconds": pre_stop}, "config": {"serving": {"drain_grace_s": drain}}}
     pod = pods(render(values))["gateway"]
     assert pre_stop_seconds(pod) == pre_stop
-    assert pod["terminationGracePeriodSeconds"] >= pre_stop + drain + 10
+    assert pod["terminationGracePeriodSeconds"] >= pre_stop + drain + STOP_MARGIN_S + DRAIN_STOP_S
 
 
 @pytest.mark.parametrize(("shutdown", "pre_stop"), [(60, 15), (0, 15), (600, 30)])

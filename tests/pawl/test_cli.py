@@ -14,21 +14,21 @@ from typing import Any
 import httpx2
 import pytest
 
-from ab_testing.controller import Controller, start_rollout
+from ab_testing.controller import start_rollout
 from ab_testing.experiment import Route
+from ab_testing.rollout_orders import controller_of
 from ab_testing.route_store import load_route
-from pawl import leases
+from pawl import leases, registry
+from pawl.audit import latest_events
 from pawl.cli.context import print_rows
 from pawl.cli.learning import canary_opener, why_not_due
 from pawl.cli.main import config_first, run
-from pawl.cli.worker import end_rollout
 from pawl.clock import now
 from pawl.database import Database, open_database
+from pawl.registry import Model, ModelState, RunStatus
 from pawl.settings import Settings, load_settings
-from retrain import registry
 from retrain.errors import CanaryTaken
-from retrain.registry import Model, ModelState, RunStatus
-from serving.app import create_app
+from serving.gateway import create_app
 from serving.stack import write_config
 from tests.fake_vllm import FakeVLLM
 from tests.pawl.conftest import Cli
@@ -180,7 +180,7 @@ def test_a_dry_run_prints_the_engines_command(cli: Cli) -> None:
 
 def test_the_database_is_upgraded_and_checked(cli: Cli) -> None:
     assert cli("db", "check").code == 2
-    assert cli("db", "upgrade").out == "schema at 0001\n"
+    assert cli("db", "upgrade").out == "schema at 0003\n"
     assert cli("db", "upgrade").code == 0
     assert cli("db", "check", "--json").json()["schema"] == "current"
 
@@ -257,6 +257,11 @@ def test_a_rollout_by_hand(cli: Cli, shared: Database, adapters: FakeEngine) -> 
     assert "lunch [operator:" in lines[1]
     explained = cli("rollout", "explain", rollout_id, "--json").json()
     assert [decision["verdict"] for decision in explained["decisions"]] == ["hold", "resume", "advance", "roll_back"]
+    noted = latest_events(shared, subject=rollout_id)[::-1]
+    assert [event.action.removeprefix("rollout.") for event in noted] == [
+        "start", "hold", "resume", "advance", "roll_back",
+    ]  # fmt: skip
+    assert all(event.actor.startswith("operator:") for event in noted)
 
 
 @pytest.mark.usefixtures("cli", "adapters")
@@ -266,7 +271,7 @@ def test_another_rollout_may_follow_one_that_a_worker_ended(cli: Cli, shared: Da
     cli("rollout", "start", CANDIDATE)
     epoch = leases.acquire(shared, "rollout/assistant", "worker", ttl_s=60.0, now=1.0)
     assert epoch == 1
-    controller = Controller(shared, clock=lambda: 9e9, on_end=lambda ended, _: end_rollout(shared, ended))
+    controller = controller_of(shared, lambda: 9e9)
     controller.act("assistant", "roll_back", "bad", actor="controller", epoch=epoch)
     assert cli("models", "promote", "base-model--r0002-ffffffff").code == 0
 
@@ -348,6 +353,7 @@ def test_models_are_listed_shown_and_retired(cli: Cli, shared: Database) -> None
     assert (refused.code, "in service" in refused.err) == (1, True)
     cli("rollout", "rollback")
     assert cli("models", "retire", CANDIDATE).out == f"{CANDIDATE} retired\n"
+    assert [event.action for event in latest_events(shared, subject=CANDIDATE)] == ["model.retire"]
 
 
 def test_a_round_that_is_not_due_says_why(cli: Cli, shared: Database) -> None:

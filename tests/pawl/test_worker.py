@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from ab_testing.canary import Decision
-from ab_testing.controller import Action, Controller, start_rollout
+from ab_testing.controller import Action, start_rollout
 from ab_testing.experiment import Route
+from ab_testing.rollout_orders import controller_of
 from ab_testing.rollout_store import Rollout, get_rollout, save_progress
 from ab_testing.route_store import load_route
 from monitoring.metrics import REGISTRY
-from pawl import leases
-from pawl.cli.worker import Worker, end_rollout, rejected_pairs, wanted_adapters
+from pawl import leases, registry
+from pawl.cli.worker import Worker, rejected_pairs, wanted_adapters
 from pawl.clock import now
 from pawl.database import Database
+from pawl.registry import Model, ModelState, RunStatus
 from pawl.schema import rollouts
 from pawl.settings import RolloutSettings, Settings
-from retrain import registry
-from retrain.registry import Model, ModelState, RunStatus
 from tests.retrain.fake_engine import FakeEngine, serving
 
 BASE = "base-model"
@@ -49,7 +49,7 @@ def roll_out(database: Database, alias: str, number: int) -> Rollout:
 
 def finish(database: Database, rollout: Rollout, *, is_promoted: bool) -> None:
     """By a person."""
-    controller = Controller(database, clock=now, on_end=lambda ended, _: end_rollout(database, ended))
+    controller = controller_of(database, now)
     actions: Sequence[Action] = ("advance", "advance", "advance") if is_promoted else ("roll_back",)
     for action in actions:
         controller.act(rollout.alias, action, "test", actor="operator:eve", epoch=0)

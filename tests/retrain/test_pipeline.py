@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pawl import registry
 from pawl.database import Database
-from pawl.errors import ConfigurationError
+from pawl.errors import ConfigurationError, RunConflict
+from pawl.registry import ModelState, RunStatus
 from pawl.settings import (
     EngineSettings,
     GateSettings,
@@ -20,11 +22,9 @@ from pawl.settings import (
     ServingSettings,
     Settings,
 )
-from retrain import registry
 from retrain.adapters import verify_adapter
-from retrain.errors import CanaryTaken, EvaluationFailed, PreflightFailed, RunConflict
+from retrain.errors import CanaryTaken, EvaluationFailed, PreflightFailed
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, iso_week, run_round
-from retrain.registry import ModelState, RunStatus
 from tests.retrain.fake_engine import FakeEngine, serving
 from tests.retrain.tiny_model import TRAINING, make_pair
 

@@ -18,7 +18,7 @@ from pawl import ids
 from pawl.database import open_database, upgrade
 from pawl.errors import Unreachable
 from pawl.settings import Settings
-from serving.app import Gateway, create_app
+from serving.gateway import Gateway, create_app
 from tests.fake_vllm import Behaviour, FakeVLLM
 from tests.servers import PostgreSQL, free_port, running
 from tests.serving.waiting import eventually
@@ -56,8 +56,9 @@ def serving(settings: Settings, engine: FakeVLLM) -> Iterator[Served]:
         yield Served(gateway, engine, url, client)
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@pytest.fixture(scope="session", params=[True, False], ids=["fast lane", "ASGI"])
+def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Served]:
+    """One gateway for the tests that need no settings of their own; each is run through both lanes."""
     directory = tmp_path_factory.mktemp("gateway")
     engine = FakeVLLM("base-model")
     with running(engine.app) as engine_url:
@@ -67,6 +68,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 "state_dir": str(directory / "state"),
                 "serving": {
                     "port": free_port(),
+                    "fast_lane": request.param,
                     "models": {"assistant": {"engines": [engine_url], "champion": "base-model"}},
                     "max_body_bytes": 200_000,
                     "timeouts": {"first_byte_s": 5.0},

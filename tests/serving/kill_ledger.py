@@ -1,5 +1,8 @@
 """A ledger of everything a gateway acknowledged while it was killed again and again, held against what it stored.
 
+Each time fate picks who dies: one worker, and the others go on while the parent replaces it; the process that brings
+the journals to the database; the parent, and the kernel tells its children; or all of them at once.
+
 SIGKILL leaves the page cache alone, so this proves that nothing acknowledged waits in the process's own memory; that
 a commit also reaches the disk is the business of `synchronous=FULL`.
 """
@@ -8,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +26,30 @@ import httpx2
 import orjson
 import sqlalchemy as sa
 
+from feedback.journal_reader import JournalReader
 from pawl.database import Database, open_database, upgrade
-from pawl.schema import feedback_events, interactions
+from pawl.schema import dead_letters, feedback_events, interactions
 from pawl.settings import DatabaseSettings
 from tests.fake_vllm import FakeVLLM
 from tests.servers import free_port, running
-from tests.serving.gateway_process import GatewayProcess
+from tests.serving.gateway_process import GatewayProcess, children_of, command_of, send
 
+DRAIN = b"serving.drain_process"
 N_CLIENTS = 8
+N_WORKERS = 2
 UPTIME_S = (0.1, 0.8)
 """Between a gateway becoming ready and its end."""
 SETTLE_S = 60.0
 TEXT = "Water it in the morning."
+
+
+class Victim(StrEnum):
+    """Who is killed."""
+
+    WORKER = "worker"
+    DRAIN = "drain"
+    PARENT = "parent"
+    ALL = "all"
 
 
 @dataclass
@@ -64,6 +81,8 @@ class Outcome:
     doubled_feedback: int
     altered: int
     left_in_spool: int
+    left_in_journals: int
+    dead_letters: int
     restart_s: float
     """The median restart."""
     seconds: float
@@ -72,7 +91,7 @@ class Outcome:
     def is_faultless(self) -> bool:
         """Whether nothing acknowledged was lost, doubled or changed."""
         faults = (self.lost_completions, self.lost_feedback, self.doubled_completions, self.doubled_feedback)
-        return not any((*faults, self.altered, self.left_in_spool))
+        return not any((*faults, self.altered, self.left_in_spool, self.left_in_journals, self.dead_letters))
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "is_faultless": self.is_faultless}
@@ -96,7 +115,7 @@ def run_ledger(directory: Path, database_url: str, *, kills: int, seed: int) -> 
             gateway.wait(30)
         finally:
             gateway.close()
-    spool = directory / "state" / "spool" / f"gateway-{configuration['serving']['port']}.db"
+    spool = directory / "state" / "spool"
     outcome = _compare(database, ledger, spool, kills, sorted(restarts)[len(restarts) // 2], started)
     database.close()
     return outcome
@@ -107,7 +126,7 @@ def _configuration(directory: Path, database_url: str, engine_url: str) -> dict[
     return {
         "database": {"url": database_url},
         "state_dir": str(directory / "state"),
-        "serving": {"port": free_port(), "models": {"assistant": alias}, "drain_grace_s": 2},
+        "serving": {"port": free_port(), "models": {"assistant": alias}, "drain_grace_s": 2, "workers": N_WORKERS},
         "log": {"level": "warning"},
     }
 
@@ -120,13 +139,33 @@ async def _under_fire(gateway: GatewayProcess, kills: int, rng: random.Random) -
     try:
         for _ in range(kills):
             await asyncio.sleep(rng.uniform(*UPTIME_S))
-            await asyncio.to_thread(gateway.kill)
-            restarts.append(await asyncio.to_thread(gateway.start))
+            restart_s = await asyncio.to_thread(_strike, gateway, rng)
+            restarts += [restart_s] if restart_s is not None else []
         await asyncio.sleep(UPTIME_S[1])
     finally:
         is_over.set()
         await asyncio.gather(*clients)
     return ledger, restarts
+
+
+def _strike(gateway: GatewayProcess, rng: random.Random) -> float | None:
+    """Kill somebody; how long the gateway then took to be ready, if somebody had to start it."""
+    victim = rng.choice(list(Victim))
+    children = {Victim.WORKER: gateway.workers(), Victim.DRAIN: _drains(gateway)}.get(victim)
+    if children:
+        send(rng.choice(children), signal.SIGKILL)
+        return None
+    if victim is Victim.PARENT:
+        gateway.kill()
+    else:
+        gateway.kill_all()
+    return gateway.start()
+
+
+def _drains(gateway: GatewayProcess) -> list[int]:
+    """The process that brings the journals to the database; none while it is being replaced."""
+    assert gateway._process is not None
+    return [pid for pid in children_of(gateway._process.pid) if DRAIN in command_of(pid)]
 
 
 async def _client(url: str, number: int, ledger: Ledger, is_over: asyncio.Event) -> None:
@@ -178,6 +217,7 @@ def _compare(database: Database, ledger: Ledger, spool: Path, kills: int, restar
     with database.read() as connection:
         answers = connection.execute(sa.select(interactions)).mappings().all()
         ratings = connection.execute(sa.select(feedback_events)).mappings().all()
+        n_dead = connection.execute(sa.select(sa.func.count()).select_from(dead_letters)).scalar_one()
     by_nonce = Counter(orjson.loads(row["prompt"])[0]["content"] for row in answers)
     by_rating = Counter(row["feedback_id"] for row in ratings)
     stored = {row["completion_id"] for row in answers}
@@ -193,7 +233,9 @@ def _compare(database: Database, ledger: Ledger, spool: Path, kills: int, restar
         doubled_completions=sum(n - 1 for n in by_nonce.values()),
         doubled_feedback=sum(n - 1 for n in by_rating.values()),
         altered=_n_altered(answers, ratings, ledger),
-        left_in_spool=_rows_in(spool),
+        left_in_spool=sum(map(_rows_in, spool.glob("gateway-*.db"))),
+        left_in_journals=sum(_records_in(each) for each in spool.iterdir() if each.is_dir()),
+        dead_letters=n_dead,
         restart_s=restart_s,
         seconds=time.monotonic() - started,
     )
@@ -226,3 +268,12 @@ def _rows_in(spool: Path) -> int:
         return int(connection.execute("SELECT count(*) FROM records").fetchone()[0])
     finally:
         connection.close()
+
+
+def _records_in(journal: Path) -> int:
+    """Records that the database has not been given."""
+    reader = JournalReader(journal)
+    n_records = 0
+    while frames := reader.take(1_000):
+        n_records += len(frames)
+    return n_records

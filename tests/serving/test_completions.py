@@ -17,8 +17,7 @@ from feedback.interactions import Status
 from monitoring.metrics import REGISTRY
 from pawl import ids
 from pawl.settings import Settings
-from serving.completions import Relay
-from serving.replicas import Replica
+from serving.relay import Relay
 from tests.fake_vllm import FakeVLLM
 from tests.servers import free_port, running
 from tests.serving.conftest import Served, serving
@@ -205,7 +204,7 @@ def test_a_client_that_leaves_in_mid_stream_stops_the_engine(served: Served) -> 
     assert time.monotonic() - left_at <= 1.0
     kept = served.last_stored()
     assert (kept.status, kept.is_complete) == (Status.CLIENT_DISCONNECTED, False)
-    assert not served.gateway.in_flight._tasks
+    assert not served.gateway.relay.calls
 
 
 def test_a_client_that_leaves_while_its_record_is_written_harms_nobody(served: Served) -> None:
@@ -240,23 +239,29 @@ def test_an_engine_that_fails_in_mid_stream(served: Served) -> None:
     kept = served.last_stored()
     assert (kept.status, kept.http_status, kept.is_complete) == (Status.UPSTREAM_ERROR, 502, False)
     assert upstream_errors("stream_error") - failures == 1
-    assert replicas_of(served)[0].n_failures == 1
+    assert failures_in_a_row(served) == 1
     served.engine.behaviour.fail_after = None
     served.client.post(CHAT, json=STREAM)
-    assert replicas_of(served)[0].n_failures == 0
+    assert failures_in_a_row(served) == 0
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_a_failure_of_the_gateways_own_is_recorded_as_one(
     served: Served, is_stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Relay, "_answer_headers", lambda *_: 1 / 0)
-    before = n_requests("server_error"), n_requests("ok")
+    monkeypatch.setattr(Relay, "_lines", lambda *_: 1 / 0)
+    before = counts(served)
     response = served.client.post(CHAT, json={**QUESTION, "stream": is_stream})
     assert (response.status_code, error_of(response)["type"]) == (500, "server_error")
     kept = served.last_stored()
     assert (kept.status, kept.http_status, kept.is_complete) == (Status.UPSTREAM_ERROR, 500, False)
-    assert (n_requests("server_error") - before[0], n_requests("ok") - before[1]) == (1, 0)
+    assert counts(served) == (before[0] + 1, before[1])
+
+
+def counts(served: Served) -> tuple[float, float]:
+    """Failures and successes up to now; a scrape brings the counters up to date."""
+    served.client.get("/metrics")
+    return n_requests("server_error"), n_requests("ok")
 
 
 def n_requests(outcome: str, variant: str = "control") -> float:
@@ -268,9 +273,8 @@ def upstream_errors(reason: str) -> float:
     return REGISTRY.get_sample_value("pawl_upstream_errors_total", {"reason": reason}) or 0.0
 
 
-def replicas_of(served: Served) -> list[Replica]:
-    assert served.gateway.relay is not None
-    return served.gateway.relay._replicas["assistant"].in_order("any")
+def failures_in_a_row(served: Served) -> int:
+    return served.gateway.replicas["assistant"].replicas[0].health._n_in_a_row
 
 
 def test_a_failed_attempt_is_counted_once(served: Served) -> None:
@@ -336,11 +340,11 @@ def test_an_engine_that_hangs(make_settings: MakeSettings, engine: FakeVLLM) -> 
         engine.behaviour.delay_s = 2.0
         response = client.post(CHAT, json=QUESTION)
         assert (response.status_code, error_of(response)["type"]) == (504, "server_error")
-        assert (upstream_errors("timeout") - before, replicas_of(served)[0].n_failures) == (1, 1)
+        assert (upstream_errors("timeout") - before, failures_in_a_row(served)) == (1, 1)
         engine.behaviour.delay_s, engine.behaviour.gap_s = 0.0, 2.0
         events = events_of(client.post(CHAT, json=STREAM).content)
         assert events[-1].startswith(b'{"error":')
-        assert (upstream_errors("timeout") - before, replicas_of(served)[0].n_failures) == (2, 2)
+        assert (upstream_errors("timeout") - before, failures_in_a_row(served)) == (2, 2)
 
 
 def test_a_missing_adapter_is_replaced_by_the_control(make_settings: MakeSettings, engine: FakeVLLM) -> None:
@@ -355,8 +359,13 @@ def test_a_missing_adapter_is_replaced_by_the_control(make_settings: MakeSetting
         assert response.headers["x-pawl-variant"] == "control"
         assert response.headers["x-pawl-model"] == response.json()["model"] == "base-model"
         engine.adapters["base-model--r0001-1a2b3c4d"] = "somewhere"
-        later = client.post(CHAT, json={**QUESTION, "user": "ada"})
-        assert later.headers["x-pawl-variant"] == "treatment"
+
+
+        def treated() -> bool:
+            later = client.post(CHAT, json={**QUESTION, "user": "ada"})
+            return later.headers["x-pawl-variant"] == "treatment"
+
+        eventually(treated)  # As soon as a probe has seen that the engine has it now.
         kept = served.stored(response.json()["id"])
     assert (kept.assigned_variant, kept.served_variant, kept.model) == ("treatment", "control", "base-model")
 
@@ -377,10 +386,11 @@ def asking(subject: int, *more: dict[str, str]) -> dict[str, Any]:
 
 @pytest.fixture
 def two_engines(make_settings: MakeSettings, engine: FakeVLLM, engine_url: str) -> Iterator[tuple[Served, FakeVLLM]]:
-    """A gateway before two replicas; all users are assigned an adapter that neither has yet."""
+    """A gateway before two replicas; all users are assigned an adapter that neither has yet. No probe comes between."""
     other = FakeVLLM("base-model")
     with running(other.app) as other_url:
-        settings = make_settings(model={"engines": [engine_url, other_url], "experiment": ALL_TREATED})
+        model = {"engines": [engine_url, other_url], "experiment": ALL_TREATED}
+        settings = make_settings(model=model, replicas={"probe_every_s": 3600})
         with serving(settings, engine) as served:
             yield served, other
 
@@ -388,7 +398,7 @@ def two_engines(make_settings: MakeSettings, engine: FakeVLLM, engine_url: str) 
 def test_a_replica_that_lost_its_adapter_is_passed_over(two_engines: tuple[Served, FakeVLLM]) -> None:
     served, other = two_engines
     other.adapters[ADAPTER] = "somewhere"
-    for subject in range(8):
+    for subject in range(20):
         response = served.client.post(CHAT, json=asking(subject))
         assert (response.headers["x-pawl-variant"], response.json()["model"]) == ("treatment", ADAPTER)
     assert served.engine.seen, "some conversations ask first where the adapter is missing"
@@ -414,7 +424,7 @@ def test_a_nameless_conversation_stays_on_its_replica(two_engines: tuple[Served,
     served, other = two_engines
     served.engine.adapters[ADAPTER] = other.adapters[ADAPTER] = "somewhere"
     turns = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And ferns?"}]
-    for subject in range(8):
+    for subject in range(20):
         for more in ([], turns, turns * 2):
             served.client.post(CHAT, json=asking(subject, *more))
     here, there = ({body["messages"][0]["content"] for body in engine.seen} for engine in (served.engine, other))
@@ -447,8 +457,9 @@ def test_an_engine_with_ids_of_its_own_loses_no_row(served: Served) -> None:
 
 
 def test_too_many_at_once(make_settings: MakeSettings, engine: FakeVLLM) -> None:
-    with serving(make_settings(max_in_flight=1), engine) as served:
+    with serving(make_settings(max_in_flight=1, queue={"max_waiting": 0}), engine) as served:
         client = served.client
+        client.get("/metrics")
         before = n_requests("overloaded", variant="none")
         engine.behaviour.gap_s = 0.3
         with client.stream("POST", CHAT, json=STREAM) as first:
@@ -460,6 +471,7 @@ def test_too_many_at_once(make_settings: MakeSettings, engine: FakeVLLM) -> None
             assert refused.status_code == 503
             assert 1 <= int(refused.headers["retry-after"]) <= 60
             assert b"[DONE]" in b"".join(chunks)
+        client.get("/metrics")
         assert n_requests("overloaded", variant="none") - before == 1
 
 

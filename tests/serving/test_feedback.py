@@ -267,8 +267,8 @@ def test_feedback_is_taken_while_the_database_is_down(
         during = served.client.post(CHAT, json=QUESTION, headers=ADA).json()["id"]
         owner = ids.Principal(user="ada")
         long_ago = ids.make_completion_suffix(served.gateway.secret, ids.uuid7(time.time() - 7200, bytes(10)), owner)
-        assert rate(served.client, before).status_code == 202
-        assert rate(served.client, during).status_code == 201
+        for ours in (before, during):  # This process made it a moment ago, so it knows without the database.
+            assert rate(served.client, ours).status_code == 201
         assert rate(served.client, f"chatcmpl-{long_ago}").status_code == 202
         assert served.client.get("/health/ready").status_code == 200
         assert rate(served.client, "chatcmpl-" + "0" * 48).status_code == 404

@@ -10,6 +10,7 @@ import pytest
 
 from pawl.errors import ConfigurationError
 from pawl.settings import EngineSettings, Settings
+from serving import supervisor
 from serving.engine_process import is_healthy
 from serving.stack import Stack, restart_pause_s
 from tests.servers import free_port
@@ -72,3 +73,9 @@ def test_no_log_is_left_open(stack: Stack) -> None:
 def open_logs() -> list[str]:
     links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
     return [str(link) for link in links if link.name == "engine.log"]
+
+
+def test_a_gateway_has_the_time_that_it_asks_for_to_stop(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"engine": {"model": "m"}, "serving": {"drain_grace_s": 100.0}})
+    stack = Stack(settings, tmp_path)
+    assert stack.gateway.stop_s > 100.0 + supervisor.STOP_MARGIN_S + supervisor.DRAIN_STOP_S

@@ -68,9 +68,9 @@ def test_streams_end_in_order(process: GatewayProcess, engine: FakeVLLM, tmp_pat
 
     stopped_at = time.monotonic()
     process.terminate()
-    eventually(lambda: is_refused(process.url), within_s=1.0)
-    process.wait(GRACE_S + 8)
-    assert time.monotonic() - stopped_at < GRACE_S + 3
+    eventually(lambda: is_refused(process.url))
+    assert process.wait(30) == 0
+    assert time.monotonic() - stopped_at < GRACE_S + 15, "the stream alone would have taken twenty seconds"
     slow.join(5)
     quick.join(5)
 

@@ -1,4 +1,4 @@
-"""Adapters in the engines: loaded under their own name on every replica, and proven to be there before any traffic."""
+"""Engines and the adapters in them: loaded under their own name on every replica, proven before any traffic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from retrain.errors import EngineUnreachable, PublishFailed, RetrainError
+from pawl.errors import PawlError, PublishFailed, Unreachable
 
 GOLDEN_PROMPTS = (
     "How do I boil an egg?",
@@ -101,7 +101,7 @@ class Engine:
         try:
             response = self._client.request(method, path, json=body)
         except httpx2.TransportError as exc:
-            raise EngineUnreachable(f"{self.url}{path}: {type(exc).__name__} {exc}".rstrip()) from exc
+            raise Unreachable(f"{self.url}{path}: {type(exc).__name__} {exc}".rstrip()) from exc
         if response.status_code != 200:
             raise PublishFailed(f"{self.url}{path}: {response.status_code} {response.text[:300]}")
         return _object(response) if response.headers.get("content-type", "").startswith("application/json") else {}
@@ -112,7 +112,7 @@ def load_verified(engines: Iterable[Engine], name: str, path: Path, base: str) -
 
     Raises:
         PublishFailed: a replica refuses it, serves other files under its name, or answers just as the base does.
-        EngineUnreachable: a replica does not answer.
+        Unreachable: a replica does not answer.
     """
     for engine in engines:
         engine.load(name, path.absolute())
@@ -162,7 +162,7 @@ def _same_place(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
 def _reconcile_one(engine: Engine, wanted: Mapping[str, Path]) -> tuple[list[tuple[str, str]], list[Failure]]:
     try:
         served = engine.served()
-    except RetrainError as exc:
+    except PawlError as exc:
         return [], [Failure(engine.url, name, str(exc)) for name in wanted]
     loaded: list[tuple[str, str]] = []
     failures: list[Failure] = []
@@ -172,7 +172,7 @@ def _reconcile_one(engine: Engine, wanted: Mapping[str, Path]) -> tuple[list[tup
         try:
             engine.load(name, path.absolute())
             loaded.append((engine.url, name))
-        except RetrainError as exc:
+        except PawlError as exc:
             failures.append(Failure(engine.url, name, str(exc)))
     return loaded, failures
 

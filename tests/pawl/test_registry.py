@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from pawl import registry
+from pawl.audit import AuditEvent, latest_events
 from pawl.database import Database
-from retrain import registry
-from retrain.errors import RunConflict, UnknownModel
-from retrain.registry import Model, ModelState, RunStatus
+from pawl.errors import NegativeVerdict, RunConflict, UnknownModel
+from pawl.registry import Model, ModelState, RunStatus
 
 MODEL = Model(
     name="base--r0001-aaaaaaaa",
@@ -68,6 +69,22 @@ def test_there_is_one_champion_per_alias(database: Database) -> None:
     assert [model.name for model in registry.list_models(database, "other", ModelState.CHAMPION)] == ["m2"]
 
 
+def test_what_is_retired_is_written_down(database: Database) -> None:
+    registry.register_model(database, MODEL)
+    assert registry.retire_model(database, MODEL.name, now=7.0, actor="operator:ann").state == ModelState.RETIRED
+    told = AuditEvent(7.0, "operator:ann", "model.retire", MODEL.name, {"state_before": "candidate"})
+    assert latest_events(database) == [told]
+
+
+@pytest.mark.parametrize("state", [ModelState.CHAMPION, ModelState.CHALLENGER])
+def test_what_serves_is_not_retired(database: Database, state: ModelState) -> None:
+    registry.register_model(database, replace(MODEL, state=state))
+    with pytest.raises(NegativeVerdict, match="in service"):
+        registry.retire_model(database, MODEL.name, now=7.0, actor="operator:ann")
+    assert registry.get_model(database, MODEL.name).state == state
+    assert latest_events(database) == []
+
+
 def test_only_champions_become_parents(database: Database) -> None:
     for state in ModelState:
         registry.register_model(database, replace(MODEL, name=state, state=state))
@@ -94,3 +111,5 @@ def test_unknown_names_are_errors(database: Database) -> None:
             look_up(database, "nothing")
     with pytest.raises(UnknownModel):
         registry.set_state(database, "nothing", ModelState.CHAMPION, now=1.0)
+    with pytest.raises(UnknownModel):
+        registry.retire_model(database, "nothing", now=1.0, actor="x")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from retrain.errors import EngineUnreachable, PublishFailed
-from retrain.publish import Engine, load_verified, reconcile, unload_everywhere
+from pawl.engines import Engine, load_verified, reconcile, unload_everywhere
+from pawl.errors import PublishFailed, Unreachable
 from tests.retrain.fake_engine import FakeEngine, serving
 
 NAME = "tiny--r0001-0123abcd"
@@ -68,7 +68,7 @@ def test_a_refusal_is_passed_on_with_its_reason(fake: FakeEngine, engine: Engine
 
 def test_a_hanging_engine_is_unreachable(fake: FakeEngine) -> None:
     fake.delay_s = 1.0
-    with closing(Engine(fake.url, answer_timeout_s=0.05)) as impatient, pytest.raises(EngineUnreachable) as caught:
+    with closing(Engine(fake.url, answer_timeout_s=0.05)) as impatient, pytest.raises(Unreachable) as caught:
         load_verified([impatient], NAME, PATH, "tiny")
     assert caught.value.exit_code == 3
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pawl.audit import AuditEvent, note
 from pawl.database import Database
+from pawl.errors import NegativeVerdict, RunConflict, UnknownModel
 from pawl.schema import models, runs
-from retrain.errors import RunConflict, UnknownModel
 
 
 class RunStatus(StrEnum):
@@ -208,6 +209,25 @@ def set_state(database: Database, name: str, state: ModelState, *, now: float) -
             old = sa.and_(models.c.alias == alias, models.c.state == str(state), models.c.name != name)
             connection.execute(sa.update(models).where(old).values(state=str(ModelState.RETIRED), updated_at=now))
         connection.execute(sa.update(models).where(models.c.name == name).values(state=str(state), updated_at=now))
+
+
+def retire_model(database: Database, name: str, *, now: float, actor: str) -> Model:
+    """Take a version out of consideration, and write down who did.
+
+    Raises:
+        UnknownModel: there is none of this name.
+        NegativeVerdict: it is in service.
+    """
+    this = models.c.name == name
+    with database.write() as connection:
+        state = connection.execute(sa.select(models.c.state).where(this).with_for_update()).scalar_one_or_none()
+        if state is None:
+            raise UnknownModel(f"no model is registered as {name}")
+        if state in (ModelState.CHAMPION, ModelState.CHALLENGER):
+            raise NegativeVerdict(f"{name} is in service: promote another model, or roll it back, first")
+        connection.execute(sa.update(models).where(this).values(state=str(ModelState.RETIRED), updated_at=now))
+        note(connection, AuditEvent(now, actor, "model.retire", name, {"state_before": state}))
+    return get_model(database, name)
 
 
 def promoted(database: Database, alias: str) -> Model | None:

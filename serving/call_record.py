@@ -1,0 +1,86 @@
+"""What is kept of a call: the facts, and the bytes of its request and answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import orjson
+
+from feedback.recording import parse_answer
+from serving.call import Call
+from serving.identity import unit_of
+from serving.sse import EVENT_END
+
+ID_PREFIXES: Mapping[str, str] = {
+    "chat.completions": "chatcmpl-",
+    "completions": "cmpl-",
+    "responses": "resp_",
+    "embeddings": "embd-",
+    "messages": "chatcmpl-",
+}
+"""How the ids of each route's answers begin, as the engine makes them."""
+
+
+def meta_of(call: Call) -> bytes:
+    """The fields of `feedback.recording.Exchange`, as JSON."""
+    now = time.perf_counter()
+    request, assignment, principal, error = call.request, call.assignment, call.principal, call.error
+    return orjson.dumps(
+        {
+            "id": call.suffix,
+            "completion_id": ID_PREFIXES[call.route] + call.suffix,
+            "route": call.route,
+            "created_at": call.created_at,
+            "alias": request.alias,
+            "key_id": principal.key_id,
+            "user_id": principal.user or None,
+            "unit_id": unit_of(principal) or call.unique,
+            "experiment": assignment.experiment,
+            "assigned_variant": assignment.variant,
+            "served_variant": call.variant,
+            "probability": assignment.probability,
+            "is_analysed": assignment.is_analysed,
+            "phase": assignment.phase,
+            "route_version": call.known.version,
+            "model": call.model,
+            "regenerate_of": call.regenerate_of,
+            "is_stream": request.is_stream,
+            "is_stored": request.is_stored,
+            "status": call.status,
+            "http_status": error.status if error is not None else 200,
+            "latency_ms": (now - call.started) * 1000,
+            "first_byte_ms": (call.first_byte_at - call.started) * 1000 if call.first_byte_at else None,
+        }
+    )
+
+
+def texts_of(call: Call) -> tuple[bytes, bytes]:
+    """Request and answer as they were; without consent to store, only counts: the texts never reach the disk."""
+    response = b"".join(call.parts)
+    if call.request.is_stored:
+        return call.raw, response
+    return b"", without_text(response, call.route, is_stream=call.request.is_stream)
+
+
+def without_text(response: bytes, route: str, *, is_stream: bool) -> bytes:
+    """An answer reduced to its counts, in the shape of its route."""
+    answer = parse_answer(response, is_stream, route)
+    prompt, completion, reason = answer.prompt_tokens, answer.completion_tokens, answer.finish_reason
+    usage: dict[str, int | None]
+    if route == "messages":
+        usage = {"input_tokens": prompt, "output_tokens": completion}
+        stop = {"end_turn": "end_turn", "stop": "end_turn", "length": "max_tokens"}.get(reason or "", reason)
+        event = {"type": "message_delta", "delta": {"stop_reason": stop}, "usage": usage}
+        return _event(event) if is_stream else orjson.dumps({"stop_reason": stop, "usage": usage})
+    if route == "responses":
+        usage = {"input_tokens": prompt, "output_tokens": completion}
+        done = {"status": "completed" if reason == "stop" else "incomplete", "usage": usage}
+        return _event({"type": "response.completed", "response": done}) if is_stream else orjson.dumps(done)
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+    counted = {"choices": [{"finish_reason": reason}], "usage": usage}
+    return _event(counted) if is_stream else orjson.dumps(counted)
+
+
+def _event(data: object) -> bytes:
+    return b"data: " + orjson.dumps(data) + EVENT_END

@@ -1,0 +1,276 @@
+"""The fast lane: completion routes answered inside the HTTP protocol, without an ASGI scope, task or coroutine.
+
+A subclass of the server's own protocol looks at method and path when a request's head is complete. A completion
+request of the usual kind is collected here and given to the relay, which writes straight to the transport. Everything
+else (other routes, HTTP/1.0, `Expect`, `Upgrade`, a request that was pipelined behind one still being answered) goes
+on to uvicorn and the application, which answer the same routes through `serving.asgi_lane`.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from httptools import HttpParserError, HttpParserUpgrade
+
+from serving.call import Call
+from serving.client import STATUS_LINES
+from serving.errors import ApiError
+from serving.patience import BODY, BUSY, HEAD, REFUSED, PatientConfig, PatientHttpProtocol, head_size
+from serving.routes import HOT_PATHS
+from serving.wire import body_too_large
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from uvicorn.server import ServerState
+
+    from serving.relay import Relay
+
+HOT_TARGETS = {path.encode(): route for route, path in HOT_PATHS.items()}
+OK = STATUS_LINES[200]
+CHUNKED = b"transfer-encoding: chunked\r\n"
+CLOSE = b"connection: close\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Taken:
+    """Stands where uvicorn keeps the request it is answering, so that it holds back whatever is pipelined behind."""
+
+    __slots__ = ("body", "disconnected", "keep_alive", "message_event", "more_body", "response_complete")
+
+    def __init__(self, message_event: NoEvent) -> None:
+        self.response_complete = True
+        self.keep_alive = True
+        self.disconnected = False
+        self.more_body = False
+        self.body = b""
+        self.message_event = message_event
+
+
+class NoEvent:
+    """Nobody waits for it."""
+
+    def set(self) -> None:
+        """Do nothing."""
+
+
+class FastLane(PatientHttpProtocol):
+    """One client connection."""
+
+    transport: asyncio.Transport
+    cycle: Any
+    """uvicorn's own, or `Taken` while the relay has the request."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        config: PatientConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.relay = relay
+        self._taken = Taken(NoEvent())
+        self._route: str | None = None
+        """Of the completion request whose body is being collected."""
+        self._headers: dict[bytes, bytes] = {}
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._began = 0.0
+        self._date: tuple[object, bytes] = (None, b"")
+        self._call: Call | None = None
+
+    # What the parser says.
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the client; the ways of the parent classes in one step."""
+        if self.phase == HEAD:
+            self.n_head += len(data)
+        elif self.phase < REFUSED:
+            self.n_head = len(data)
+        else:
+            return
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
+        except HttpParserError:
+            self.send_400_response("")
+        else:
+            if self.phase == HEAD and self.n_head > self.patience.max_head_bytes:
+                self._refuse_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header; of a trailer nothing is kept."""
+        if self.phase == HEAD:
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
+
+    def on_message_begin(self) -> None:
+        """A request begins; uvicorn's scope is made only if the request is not ours."""
+        self.begin_head()
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+
+    def on_headers_complete(self) -> None:
+        """Take the request, or leave it to uvicorn."""
+        route = HOT_TARGETS.get(self.url)
+        parser = self.parser
+        if (
+            route is not None
+            and not self.is_answering()
+            and parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and not self.expect_100_continue
+            and not parser.should_upgrade()
+            and self._has_modest_head()
+        ):
+            self._take(route, keep_alive=parser.should_keep_alive() and not self.patience.is_retiring)
+        else:
+            url, headers, expects = self.url, self.headers, self.expect_100_continue
+            super().on_message_begin()
+            self.url, self.expect_100_continue = url, expects
+            self.headers.extend(headers)  # The list that the new scope holds.
+            super().on_headers_complete()
+
+    def _has_modest_head(self) -> bool:
+        limit = self.patience.max_head_bytes
+        return self.n_head <= limit or head_size(self.url, self.headers) <= limit
+
+    def has_answered_in_part(self) -> bool:
+        """Whether another answer would land in the middle of one."""
+        if self.cycle is not self._taken:
+            return super().has_answered_in_part()
+        return self._call is not None or bool(self.pipeline)
+
+    def _take(self, route: str, *, keep_alive: bool) -> None:
+        self._route = route
+        self._parts, self._size = [], 0
+        self._began = time.perf_counter()
+        taken = self._taken
+        taken.response_complete = False
+        taken.keep_alive = keep_alive
+        self.cycle = taken
+        self._headers = dict(self.headers)
+        self.begin_work(BODY)
+        announced = self._headers.get(b"content-length")
+        if announced is not None and int(announced) > self.relay.max_body_bytes:
+            self._refuse(body_too_large(self.relay.max_body_bytes))
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a request's body."""
+        if self.cycle is not self._taken:
+            super().on_body(body)
+        elif self._route is not None:
+            self._parts.append(body)
+            self._size += len(body)
+            if self._size > self.relay.max_body_bytes:
+                self._refuse(body_too_large(self.relay.max_body_bytes))
+
+    def on_message_complete(self) -> None:
+        """A request is complete."""
+        if self.cycle is not self._taken:
+            super().on_message_complete()
+            return
+        route, self._route = self._route, None
+        if route is not None:
+            self.phase = BUSY
+            parts = self._parts
+            raw = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._parts = []
+            call = self.relay.begin(route, self._headers, raw, self, self._began)
+            if not self._taken.response_complete:
+                self._call = call
+                if self.flow.write_paused:
+                    call.client_paused()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer before the body is complete, and close: what is left of it is not read."""
+        route, self._route = self._route, None
+        self._parts = []
+        self._taken.keep_alive = False
+        if route is not None:
+            self.relay.refuse_upload(route, self._headers, error, self)
+
+    # What the relay says.
+
+    def send_whole(self, status: int, lines: bytes, body: bytes) -> None:
+        """See `serving.client.Client`."""
+        head = b"%b%b%bcontent-length: %d\r\n" % (STATUS_LINES[status], self.date_line(), lines, len(body))
+        close = b"\r\n" if self._taken.keep_alive else CLOSE + b"\r\n"
+        self.transport.write(b"".join((head, close, body)))
+        self._finish()
+
+    def start_stream(self, lines: bytes, part: bytes) -> None:
+        """See `serving.client.Client`."""
+        close = b"\r\n" if self._taken.keep_alive else CLOSE + b"\r\n"
+        head = b"".join((OK, self.date_line(), lines, CHUNKED, close))
+        self.transport.write(b"%b%x\r\n%b\r\n" % (head, len(part), part) if part else head)
+
+    def send_part(self, part: bytes) -> None:
+        """See `serving.client.Client`."""
+        self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+
+    def end_stream(self, part: bytes) -> None:
+        """See `serving.client.Client`."""
+        self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part) if part else LAST_CHUNK)
+        self._finish()
+
+    def drop(self) -> None:
+        """See `serving.client.Client`."""
+        self._call = None
+        self.transport.abort()
+
+    def date_line(self) -> bytes:
+        """The `date` line that uvicorn keeps up to date for all its answers."""
+        current = self.server_state.default_headers
+        if self._date[0] is not current:
+            self._date = (current, b"".join(b"%b: %b\r\n" % pair for pair in current))
+        return self._date[1]
+
+    def _finish(self) -> None:
+        self._call = None
+        self._taken.response_complete = True
+        if not self._taken.keep_alive:
+            self.server_state.total_requests += 1
+            self.transport.close()
+        elif self.pipeline:
+            self.on_response_complete()
+        else:  # The same without uvicorn's timer: idle connections are the patience's business.
+            self.server_state.total_requests += 1
+            self.rest()
+
+    # What the transport says.
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        self._route = None
+        call, self._call = self._call, None
+        if call is not None:
+            call.client_left()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not keep up."""
+        super().pause_writing()
+        if self._call is not None:
+            self._call.client_paused()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        super().resume_writing()
+        if self._call is not None:
+            self._call.client_resumed()
+
+
+def fast_lane_of(relay: Relay) -> type[FastLane]:
+    """The protocol of one gateway: for uvicorn a class, of which it only ever makes instances."""
+    return cast("type[FastLane]", partial(FastLane, relay))

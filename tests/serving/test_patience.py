@@ -1,0 +1,118 @@
+"""Clients that open connections and say little: they are sent away in time, and nobody else notices."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+
+import httpx2
+import orjson
+import pytest
+
+from pawl.settings import Settings
+from tests.fake_vllm import FakeVLLM
+from tests.serving.raw_server import connected, request, rest_of, said, served_raw
+from tests.serving.talk import CHAT, QUESTION, STREAM
+from tests.serving.test_framing import BODY, COLD, HOT
+from tests.serving.waiting import eventually
+
+N_SLOW = 200
+BRISK = {"request_head_s": 1.0, "idle_s": 1.5}
+
+
+def beginning(address: tuple[str, int]) -> socket.socket:
+    """A connection with the first part of a head."""
+    connection = connected(address)
+    connection.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\nx-slow: ".encode())
+    return connection
+
+
+class Trickle(threading.Thread):
+    """Sends one byte of an endless head on each connection, again and again, until all are closed."""
+
+    def __init__(self, connections: Sequence[socket.socket]) -> None:
+        super().__init__(daemon=True)
+        self._open = set(connections)
+        self._is_over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while self._open and not self._is_over.wait(0.2):
+            for connection in list(self._open):
+                try:
+                    connection.send(b"x")
+                except OSError:
+                    self._open.discard(connection)
+
+    def stop(self) -> None:
+        self._is_over.set()
+        self.join()
+
+
+def test_silent_and_trickling_clients_are_sent_away(make_settings: Callable[..., Settings]) -> None:
+    with served_raw(make_settings(timeouts=BRISK)) as address, ExitStack() as stack:
+        silent = [stack.enter_context(connected(address)) for _ in range(N_SLOW)]
+        trickling = [stack.enter_context(beginning(address)) for _ in range(N_SLOW)]
+        trickle = Trickle(trickling)
+        stack.callback(trickle.stop)
+        with httpx2.Client(base_url="http://{}:{}".format(*address), timeout=20) as client:
+            assert [client.post(CHAT, json=QUESTION).status_code for _ in range(20)] == [200] * 20
+        assert [rest_of(connection) for connection in silent] == [b""] * N_SLOW
+        # A byte that was sent after the refusal may reset the connection before that was read.
+        answers = [rest_of(connection)[:12] for connection in trickling]
+        assert set(answers) <= {b"HTTP/1.1 408", b""}
+        assert answers.count(b"HTTP/1.1 408") > N_SLOW / 2
+
+
+def test_an_idle_connection_is_closed_and_a_busy_one_is_not(
+    make_settings: Callable[..., Settings], engine: FakeVLLM
+) -> None:
+    engine.behaviour.delay_s = 3.0
+    with served_raw(make_settings(timeouts=BRISK)) as address:
+        answer = said(address, request(HOT, BODY))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" not in answer
+
+
+@pytest.mark.parametrize("path", [HOT, COLD])
+@pytest.mark.parametrize("n_headers", [1, 2000])
+def test_a_head_that_is_too_large_is_refused(make_settings: Callable[..., Settings], path: str, n_headers: int) -> None:
+    lines = [f"x-{number}: {'v' * (40_000 // n_headers)}" for number in range(n_headers)]
+    with served_raw(make_settings()) as address:
+        for data in (request(path, BODY, *lines), request(path, BODY, *lines).partition(b"\r\n\r\n")[0]):
+            answer = said(address, data)
+            assert answer.startswith(b"HTTP/1.1 431 ")
+            assert b'"code":"headers_too_large"' in answer
+        assert said(address, request(path, BODY, f"x-fits: {'v' * 20_000}", "connection: close"))[:12] != answer[:12]
+
+
+def test_a_large_body_is_not_taken_for_a_large_head(make_settings: Callable[..., Settings]) -> None:
+    body = BODY[:-1] + b" " * 500_000 + b"}"
+    with served_raw(make_settings()) as address:
+        assert said(address, request(HOT, body, "connection: close")).startswith(b"HTTP/1.1 200")
+
+
+def test_the_oldest_idle_connection_makes_room(make_settings: Callable[..., Settings]) -> None:
+    with served_raw(make_settings(max_connections=4)) as address, ExitStack() as stack:
+        idle = [stack.enter_context(connected(address)) for _ in range(4)]
+        for _ in range(3):
+            assert said(address, request(HOT, BODY, "connection: close")).startswith(b"HTTP/1.1 200")
+        assert rest_of(idle[0]) == b""
+
+
+def test_without_an_idle_connection_the_newcomer_is_refused(
+    make_settings: Callable[..., Settings], engine: FakeVLLM
+) -> None:
+    engine.behaviour.gap_s = 0.2
+    with served_raw(make_settings(max_connections=3)) as address, ExitStack() as stack:
+        busy = [stack.enter_context(connected(address)) for _ in range(3)]
+        for connection in busy:
+            connection.sendall(request(HOT, orjson.dumps(STREAM), "connection: close"))
+        eventually(lambda: engine.n_running == 3)
+        with suppress(ConnectionError):
+            answer = said(address, request(HOT, BODY))
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"\r\nretry-after: " in answer
+        assert all(b"data: [DONE]" in rest_of(connection) for connection in busy)
