@@ -21,6 +21,12 @@ class Bench(NamedTuple):
 
 BENCHES = (
     Bench("bench.error_rates", ("--sims", "60"), "How often is a canary judged wrongly, looked at all the time?"),
+    Bench("bench.gateway", ("--quick",), "What does the gateway do per core, beside others?"),
+    Bench(
+        "bench.cancellations", ("--cancellations", "10000"), "Do clients that leave disturb others or leave anything?"
+    ),
+    Bench("bench.outage", ("--minutes", "0.5"), "Does an absent database lose records or turn clients away?"),
+    Bench("bench.soak", ("--minutes", "1"), "Does anything grow under mixed traffic?"),
     Bench("bench.kill", ("--kills", "5"), "Does kill -9 under load lose or double a record?"),
 )
 

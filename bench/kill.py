@@ -1,4 +1,7 @@
-"""Kill the gateway under load, on both databases, and count what was lost: `python -m bench.kill --kills 20`."""
+"""Kill a worker, the drain, the parent or all of the gateway under load, on both databases, and count what was lost.
+
+`python -m bench.kill --kills 200` is the long form.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,8 @@ COLUMNS = (
     "doubled_feedback",
     "altered",
     "left_in_spool",
+    "left_in_journals",
+    "dead_letters",
     "restart_s",
     "seconds",
 )
