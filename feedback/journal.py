@@ -105,7 +105,7 @@ class Journal:
     @property
     def is_full(self) -> bool:
         """No new work should be taken on: what is left is for the requests that run."""
-        return self._writer.is_full
+        return self._writer.is_full or self._n_waiting_bytes > MAX_WAITING_BYTES // 2
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """The loop that appends, and on which `done` and `on_durable` are called."""

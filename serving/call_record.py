@@ -75,7 +75,7 @@ def without_text(response: bytes, route: str, *, is_stream: bool) -> bytes:
         return _event(event) if is_stream else orjson.dumps({"stop_reason": stop, "usage": usage})
     if route == "responses":
         usage = {"input_tokens": prompt, "output_tokens": completion}
-        done = {"status": "completed" if reason == "stop" else "incomplete", "usage": usage}
+        done = {"status": "incomplete" if reason == "length" else "completed", "usage": usage}
         return _event({"type": "response.completed", "response": done}) if is_stream else orjson.dumps(done)
     usage = {"prompt_tokens": prompt, "completion_tokens": completion}
     counted = {"choices": [{"finish_reason": reason}], "usage": usage}

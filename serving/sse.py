@@ -22,17 +22,24 @@ LAST_EVENTS = {
     "messages": (b"event: message_stop",),
 }
 """How the last event of an answer begins, by route."""
+SIGNS = {
+    "chat.completions": (b"[DONE]", b'{"error"'),
+    "completions": (b"[DONE]", b'{"error"'),
+    "responses": (b"response.completed", b"response.incomplete", b"response.failed", b"event: error", b'{"error"'),
+    "messages": (b"message_stop", b"event: error", b'{"error"'),
+}
+"""What is in every event that ends an answer or says that it failed; rare, since every byte is searched for it."""
 
 
 class EventFilter:
     """Splits a stream of chunks at event boundaries; state is the unfinished event at the end of the last chunk."""
 
-    __slots__ = ("_drop_usage", "_last", "_rest", "_telling", "has_ended", "has_failed", "last_event")
+    __slots__ = ("_drop_usage", "_last", "_rest", "_signs", "has_ended", "has_failed", "last_event")
 
     def __init__(self, route: str = "chat.completions", *, drop_usage: bool) -> None:
         self._drop_usage = drop_usage
         self._last = LAST_EVENTS[route]
-        self._telling = (*self._last, *FAILED, *((NO_CHOICES,) if drop_usage else ()))
+        self._signs = (*SIGNS[route], NO_CHOICES) if drop_usage else SIGNS[route]
         self._rest = b""
         self.last_event = b""
         """The event held back, once it has come."""
@@ -54,8 +61,8 @@ class EventFilter:
         else:
             self._rest = b""
         first = len(data)
-        for mark in self._telling:
-            at = data.find(mark, 0, first)
+        for sign in self._signs:
+            at = data.find(sign, 0, first)
             if at >= 0:
                 first = at
         if first == len(data):
