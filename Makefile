@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help demo test up check format bench app engine tools clean
+.PHONY: help demo test up check format bench app engine tools compiled interpreted clean
 
 help:
 	@echo "make demo    one full turn of the loop on the practice model; writes var/demo/report.html"
@@ -13,6 +13,7 @@ help:
 	@echo "make test    the whole test suite"
 	@echo "make check   format, lint, types"
 	@echo "make bench   the benchmarks of bench/"
+	@echo "make compiled     the gateway's hot path as C extensions; make interpreted undoes it (docs/benchmarks.md)"
 
 app:
 	@scripts/install.sh app
@@ -30,17 +31,25 @@ up: export HF_HUB_OFFLINE = 0
 up: app engine
 	$(PY) -m pawl.cli.main up $(if $(MODEL),--model $(MODEL))
 
-test: app engine tools
+# Tests replace methods of classes that would be fixed when compiled.
+test: app engine tools interpreted
 	$(PY) -m pytest
 
 check: app
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy .
+	$(PY) scripts/compile_hot_path.py --check
 
 format: app
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+compiled: app
+	$(PY) scripts/compile_hot_path.py
+
+interpreted: app
+	$(PY) scripts/compile_hot_path.py --clean
 
 bench: app engine tools
 	$(PY) -m bench

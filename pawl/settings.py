@@ -150,7 +150,7 @@ class ReplicaSettings(Section):
     load_bound: float = Field(default=1.25, ge=1.0)
     """No replica holds more than this multiple of the mean number of requests; a conversation moves on then."""
     max_concurrency: int = Field(default=1024, ge=1)
-    """Requests at once per replica and gateway process; more wait in the queue. vLLM runs `max_num_seqs` of them (256, or
+    """Requests at once per replica and gateway process; more wait in the queue. vLLM runs `max_num_seqs` of them (256;
     1024 on large GPUs) and lets the rest wait inside."""
     retry_share: float = Field(default=0.2, ge=0.0, le=1.0)
     """Second attempts, as a share of the requests of the last ten seconds, that may be made at most."""

@@ -33,7 +33,7 @@ from serving.children import ending_with_parent
 log = structlog.get_logger()
 
 BACKLOG = 2048
-BIND_PATIENCE_S = 2.0
+BIND_PATIENCE_S = 10.0
 """The workers of a parent that was killed need a moment to let go of the port."""
 BIND_POLL_S = 0.05
 RESTART_S = 0.1

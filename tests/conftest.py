@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -11,12 +12,22 @@ from typing import Any
 
 import httpx2
 import pytest
+from hypothesis import HealthCheck, settings
 
 from pawl.database import Database, open_database, upgrade
 from pawl.settings import DatabaseSettings, Settings
 from serving.gateway import Gateway, create_app
 from tests.fake_vllm import FakeVLLM
 from tests.servers import PostgreSQL, free_port, running
+
+# A slow moment of the machine says nothing about a property; and a build must not depend on what was drawn.
+settings.register_profile(
+    "pawl",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+)
+settings.load_profile("pawl")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Literal
 import typer
 
 from pawl.cli.context import JsonFlag, config_path, current_database, current_settings, print_rows
+from pawl.compiled import compiled
 from pawl.database import WAL_SAFE_SINCE
 from pawl.errors import ConfigurationError, NegativeVerdict, Unreachable
 from pawl.settings import Settings
@@ -48,6 +49,15 @@ def doctor(as_json: JsonFlag = False) -> None:
 def _python(_: Settings) -> Iterator[Finding]:
     yield Finding("python", "ok", sys.version.split()[0])
     yield Finding("configuration", "ok", str(config_path() or "defaults and environment"))
+
+
+def _hot_path(_: Settings) -> Iterator[Finding]:
+    modules, stale = compiled()
+    if stale:
+        found = f"compiled from other sources: {', '.join(stale)}"
+        yield Finding("hot path", "problem", found, "make compiled, or make interpreted")
+    else:
+        yield Finding("hot path", "ok", f"compiled, {len(modules)} modules" if modules else "interpreted")
 
 
 def _sqlite(settings: Settings) -> Iterator[Finding]:
@@ -112,4 +122,12 @@ def installed(package: str) -> str | None:
         return None
 
 
-CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_python, _sqlite, _state, _database, _models, _extras)
+CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
+    _python,
+    _hot_path,
+    _sqlite,
+    _state,
+    _database,
+    _models,
+    _extras,
+)

@@ -30,6 +30,8 @@ from tests.serving.gateway_process import GatewayProcess
 from tests.serving.talk import CHAT, QUESTION, STREAM, error_of, events_of, raw_request, text_of
 from tests.serving.waiting import eventually
 
+pytestmark = pytest.mark.timeout(1200)  # The build alone takes a minute, and several on a busy machine.
+
 PACKAGES = ("ab_testing", "feedback", "monitoring", "pawl", "practice", "retrain", "serving")
 SCRIPT = ROOT / "scripts" / "compile_hot_path.py"
 ADA = {"x-pawl-user": "ada"}

@@ -221,7 +221,7 @@ def test_a_stream_without_an_end_is_ended(make_settings: MakeSettings, fast_lane
             await asked.say(chunk(event("and ")))
             await asyncio.sleep(0.02)
 
-    timeouts = {"total_s": 0.6}
+    timeouts = {"total_s": 2.0}
     with before(make_settings, forever, fast_lane=fast_lane, timeouts=timeouts) as (served, engine):
         events = events_of(served.client.post(CHAT, json=STREAM).content)
         assert orjson.loads(events[-1])["error"]["code"] == "timeout"
@@ -262,7 +262,7 @@ def test_an_engine_that_falls_silent(make_settings: MakeSettings, fast_lane: boo
         await asked.say(said)
         await asked.until_cut()
 
-    timeouts = {"first_byte_s": 0.4, "between_chunks_s": 0.4}
+    timeouts = {"first_byte_s": 2.0, "between_chunks_s": 2.0}
     with before(make_settings, silent, fast_lane=fast_lane, timeouts=timeouts) as (served, engine):
         response = served.client.post(CHAT, json=STREAM)
         if is_begun:
@@ -430,7 +430,7 @@ def test_a_killed_engine_costs_few_requests_and_is_taken_back(make_settings: Mak
             killed.kill()
             load.until(400)
             healths = [replica.health for replica in served.gateway.replicas["assistant"].replicas]
-            assert healths[0].share(time.monotonic()) == 0
+            eventually(lambda: healths[0].share(time.monotonic()) == 0)
             killed.start()
             eventually(lambda: healths[0].share(time.monotonic()) == 1, within_s=30)
             load.until(200)

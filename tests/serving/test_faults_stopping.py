@@ -68,7 +68,7 @@ def test_streams_that_run_end_well_or_are_told(
     tmp_path: Path, engine: FakeVLLM, engine_url: str, fast_lane: bool, n_signals: int
 ) -> None:
     """Short ones end within the grace period; long ones are cut off when it is over, or at the second signal."""
-    grace_s = 3.0 if n_signals == 1 else 120.0
+    grace_s = 10.0 if n_signals == 1 else 120.0
     process = process_in(tmp_path, engine_url, fast_lane=fast_lane, drain_grace_s=grace_s)
     try:
         process.start()

@@ -185,7 +185,7 @@ def test_nothing_is_mixed_up_and_nothing_is_left(make_settings: Callable[..., Se
         assert row["status"] in (Status.OK, Status.CLIENT_DISCONNECTED)
     n_begun = sum(row["status"] == Status.CLIENT_DISCONNECTED for row in rows)
     assert len(found.answered) > 50
-    assert n_begun > 100, "most left while the engine was at work"
+    assert n_begun > 20, "most left while the engine was at work"
 
 
 def test_the_nonces_are_told_apart() -> None:

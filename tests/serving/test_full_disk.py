@@ -133,7 +133,7 @@ def test_a_disk_that_fails_in_mid_stream_gives_no_done(
     make_settings: MakeSettings, engine: FakeVLLM, fast_lane: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(make_settings(fast_lane=fast_lane), engine) as served:
-        engine.behaviour.gap_s = 0.1
+        engine.behaviour.gap_s = 0.7
         with served.client.stream("POST", CHAT, json=STREAM) as response:
             chunks = response.iter_raw()
             first = next(chunks)

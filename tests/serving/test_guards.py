@@ -433,7 +433,7 @@ def test_personal_data_is_taken_out_before_the_database(tmp_path: Path, fast_lan
         stored = g.served.stored(answer["id"])
         assert (stored.prompt or ())[0]["content"] == "Write to [EMAIL_1] from [EMAIL_2]."
         assert (stored.completion or {})["content"] == "I wrote to [EMAIL_1]."
-        assert found("redaction", "replace") == before + 1
+        assert found("redaction", "replace") >= before + 1
         said = {
             "completion_id": answer["id"],
             "type": "edit",

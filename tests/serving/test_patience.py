@@ -105,7 +105,7 @@ def test_the_oldest_idle_connection_makes_room(make_settings: Callable[..., Sett
 def test_without_an_idle_connection_the_newcomer_is_refused(
     make_settings: Callable[..., Settings], engine: FakeVLLM
 ) -> None:
-    engine.behaviour.gap_s = 0.2
+    engine.behaviour.gap_s = 1.0
     with served_raw(make_settings(max_connections=3)) as address, ExitStack() as stack:
         busy = [stack.enter_context(connected(address)) for _ in range(3)]
         for connection in busy:

@@ -21,7 +21,7 @@ from tests.serving.gateway_process import GatewayProcess
 from tests.serving.talk import CHAT, QUESTION, STREAM, events_of
 from tests.serving.waiting import eventually
 
-GRACE_S = 1.0
+GRACE_S = 5.0
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ class Stream(threading.Thread):
 
 
 def test_streams_end_in_order(process: GatewayProcess, engine: FakeVLLM, tmp_path: Path) -> None:
-    engine.behaviour.gap_s, engine.behaviour.text, engine.behaviour.n_chunks = 0.1, "x" * 200, 200
+    engine.behaviour.gap_s, engine.behaviour.text, engine.behaviour.n_chunks = 0.1, "x" * 400, 400
     slow = Stream(process.url)
     eventually(lambda: engine.n_running == 1)
     engine.behaviour.n_chunks = 5
@@ -70,15 +70,15 @@ def test_streams_end_in_order(process: GatewayProcess, engine: FakeVLLM, tmp_pat
     process.terminate()
     eventually(lambda: is_refused(process.url))
     assert process.wait(30) == 0
-    assert time.monotonic() - stopped_at < GRACE_S + 15, "the stream alone would have taken twenty seconds"
+    assert time.monotonic() - stopped_at < GRACE_S + 15, "the stream alone would have taken forty seconds"
     slow.join(5)
     quick.join(5)
 
     assert quick.events[-1] == b"[DONE]"
     assert b"[DONE]" not in slow.events
     assert b'"code":"shutting_down"' in slow.events[-1]
-    assert slow.seconds < 5
-    eventually(lambda: engine.n_running == 0, within_s=1.0)
+    assert slow.seconds < GRACE_S + 10
+    eventually(lambda: engine.n_running == 0)
     assert recorded(tmp_path, engine) == [(Status.SHUTDOWN, False), (Status.OK, True)]
 
 
