@@ -167,7 +167,8 @@ class LimitSettings(Section):
     """The same for each user within a key."""
     user_tokens_per_minute: int | None = Field(default=None, ge=1)
     store: Literal["memory", "database"] = "memory"
-    """`memory` counts in one process and suits one gateway with one worker; `database` counts for all of them."""
+    """`memory` counts in one process and suits one gateway with one worker; `database` counts for all of them, and is
+    asked for where keys are required and `serving.workers` is more than one."""
     share_without_database: float = Field(default=0.25, ge=0.0, le=1.0)
     """Of each limit, what one process may hand out by itself while the database is away; 0 answers 503 instead. One
     divided by the number of gateway processes keeps the limits exact even then."""
@@ -414,6 +415,17 @@ class Settings(Section):
     retrain: RetrainSettings = RetrainSettings()
     rollout: RolloutSettings = RolloutSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _limits_count_for_all_workers(self) -> Settings:
+        # Keys may have limits of their own in the database, so that none under `serving.limits` says nothing.
+        serving = self.serving
+        if self.auth.required and serving.workers > 1 and serving.limits.store == "memory":
+            raise ValueError(
+                f"serving.workers is {serving.workers} and serving.limits.store is memory: each worker would grant"
+                " every key's limits anew; set serving.limits.store to database"
+            )
+        return self
 
 
 def find_config(given: Path | None, environ: Mapping[str, str]) -> Path | None:

@@ -18,7 +18,8 @@ JsonSchema = dict[str, Any]
 DROPPED = {"title", "default", "description", "format"}
 READ_BY_TEMPLATES = {
     (): ["database", "state_dir", "serving", "engine", "worker", "retrain"],
-    ("serving",): ["port", "drain_grace_s", "models"],
+    ("serving",): ["port", "drain_grace_s", "models", "workers", "spool"],
+    ("serving", "spool"): ["max_bytes"],
     ("engine",): ["port", "max_lora_rank", "max_loras", "max_cpu_loras", "shutdown_timeout_s"],
     ("worker",): ["metrics_port"],
     ("retrain",): ["adapters_dir"],

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pawl.errors import ConfigurationError
 from pawl.settings import Settings, load_settings
 from tests.helm.chart import Manifest, Values, container, named, pods, render
 from tests.helm.value_sets import BIG_ENGINE, FIXED_SPLIT, OUTSIDE_ENGINE, VALUE_SETS
@@ -69,6 +70,22 @@ def test_migration_reads_the_same_file_as_the_release() -> None:
 def test_processes_listen_on_their_pods_address(tmp_path: Path) -> None:
     settings = settings_of({}, tmp_path)
     assert settings.serving.host == settings.worker.host == "0.0.0.0"
+
+
+def test_keys_are_asked_for_and_limits_hold_across_pods_by_default(tmp_path: Path) -> None:
+    settings = settings_of({}, tmp_path)
+    assert settings.auth.required
+    assert settings.serving.limits.store == "database"
+
+
+def test_several_workers_do_not_each_count_a_keys_limits(tmp_path: Path) -> None:
+    counted_apart: Values = {"config": {"serving": {"limits": {"store": "memory"}}}}
+    assert settings_of(counted_apart, tmp_path).serving.limits.store == "memory"
+    several = {"workers": 3, "spool": {"max_bytes": 1024**3}, "limits": {"store": "memory"}}
+    with pytest.raises(ConfigurationError, match=r"serving\.workers is 3 and serving\.limits\.store is memory"):
+        settings_of({"config": {"serving": several}}, tmp_path)
+    keyless: Values = {"config": {"serving": several, "auth": {"required": False}}}
+    assert settings_of(keyless, tmp_path).serving.workers == 3
 
 
 def test_paths_of_the_settings_are_on_volumes(tmp_path: Path) -> None:

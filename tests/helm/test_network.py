@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.helm.chart import Manifest, named, of_kind, render
-from tests.helm.value_sets import CLOSED_NETWORK, MONITORING, OPEN_NETWORK, OUTSIDE_ENGINE
+from tests.helm.value_sets import CLOSED_NETWORK, MONITORING, OPEN_NETWORK, OUTSIDE_ENGINE, SCORED
 
 PROCESSES = {"gateway", "worker", "retrain"}
 COMPONENTS = PROCESSES | {"engine", "migration"}
@@ -63,6 +63,32 @@ def test_each_component_gets_out_only_where_it_needs_to() -> None:
         "engine": {53, 443},
         "migration": {53, 5432},
     }
+
+
+def test_gateways_reach_the_scorer_only_where_they_ask_it() -> None:
+    assert named(render(SCORED), "Service", "pawl-worker")["spec"]["ports"] == [
+        {"name": "metrics", "port": 9200, "targetPort": "metrics"}
+    ]
+    assert egress_ports(render(SCORED), "gateway") == {53, 5432, 8000, 9200}
+    assert "pawl-worker" not in {item["metadata"]["name"] for item in of_kind(render(), "Service")}
+
+
+def test_the_scorer_lets_gateways_and_scrapers_in() -> None:
+    (rule,) = named(render(SCORED), "NetworkPolicy", "pawl-worker")["spec"]["ingress"]
+    scrapers, gateways = rule["from"]
+    assert "namespaceSelector" in scrapers
+    assert {name for name in COMPONENTS if selects(gateways["podSelector"], name)} == {"gateway"}
+    assert rule["ports"] == [{"protocol": "TCP", "port": "metrics"}]
+    egress = named(render(SCORED), "NetworkPolicy", "pawl-to-scorer")["spec"]["egress"]
+    assert {name for name in COMPONENTS if selects(egress[0]["to"][0]["podSelector"], name)} == {"worker"}
+
+
+def test_the_scorer_needs_no_scrapers() -> None:
+    (rule,) = named(render(SCORED | {"networkPolicy": {"metricsFrom": []}}), "NetworkPolicy", "pawl-worker")["spec"][
+        "ingress"
+    ]
+    (gateways,) = rule["from"]
+    assert selects(gateways["podSelector"], "gateway")
 
 
 def test_a_closed_network() -> None:

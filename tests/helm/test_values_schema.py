@@ -55,6 +55,27 @@ def test_engine_off_asks_for_addresses() -> None:
         helm("template", "pawl", str(CHART), values={"engine": {"enabled": False}})
 
 
+@pytest.mark.parametrize(
+    ("workers", "max_bytes", "size"), [(2, 8 * 1024**3, "10Gi"), (1, 1024**3 + 1, "1024Mi"), (3, 10**9, "2.5G")]
+)
+def test_spools_that_outgrow_their_volume_are_refused(workers: int, max_bytes: int, size: str) -> None:
+    with pytest.raises(ChartError, match=r"spool\.max_bytes .* is more than gateway\.spool\.size"):
+        helm("template", "pawl", str(CHART), values=spools(workers, max_bytes, size))
+
+
+@pytest.mark.parametrize(
+    ("workers", "max_bytes", "size"), [(4, 1024**3, "4Gi"), (2, 10**12, "2T"), (1, 65536, "65536")]
+)
+def test_spools_that_just_fit_are_accepted(workers: int, max_bytes: int, size: str) -> None:
+    assert f"max_bytes: {max_bytes}" in helm("template", "pawl", str(CHART), values=spools(workers, max_bytes, size))
+
+
+def spools(workers: int, max_bytes: int, size: str) -> dict[str, Any]:
+    """The values that say how much may be spooled, and where."""
+    serving = {"workers": workers, "spool": {"max_bytes": max_bytes}}
+    return {"config": {"serving": serving}, "gateway": {"spool": {"size": size}}}
+
+
 def test_ingress_asks_for_a_host() -> None:
     with pytest.raises(ChartError, match=r"gateway\.ingress\.host"):
         helm("template", "pawl", str(CHART), values={"gateway": {"ingress": {"enabled": True}}})

@@ -50,6 +50,14 @@ EXTRAS = {
     }
     for name in ("gateway", "engine", "worker", "retrain")
 } | {"imagePullSecrets": [{"name": "registry"}]}
+SCORED = {
+    "config": {
+        "worker": {"metrics_port": 9200},
+        "serving": {"guards": {"toxicity": "refuse", "scorer_url": "http://pawl-worker:9200"}},
+    }
+}
+MANY_WORKERS = {"config": {"serving": {"workers": 3, "spool": {"max_bytes": 3 * 1024**3}}}}
+KEYLESS = {"config": {"auth": {"required": False}}}
 FIXED_SPLIT = {
     "config": {
         "serving": {
@@ -82,5 +90,8 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
     "existing_storage": EXISTING_STORAGE,
     "ingress": INGRESS,
     "extras": EXTRAS,
+    "scored": SCORED,
+    "many_workers": MANY_WORKERS,
+    "keyless": KEYLESS,
     "fixed_split": FIXED_SPLIT,
 }

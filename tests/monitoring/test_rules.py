@@ -164,7 +164,16 @@ def test_dashboard_is_one_grafana_can_load() -> None:
     identifiers = [panel["id"] for panel in panels]
     assert len(set(identifiers)) == len(identifiers)
     rows = [panel["title"] for panel in panels if panel["type"] == "row"]
-    assert rows == ["Traffic", "Latency", "Quality", "Pairs and training", "Rollout", "Records", "Engine"]
+    assert rows == [
+        "Traffic",
+        "Latency",
+        "Quality",
+        "Pairs and training",
+        "Rollout",
+        "Records",
+        "Queue, guards and keys",
+        "Engine",
+    ]
     assert {panel["datasource"]["uid"] for panel in panels if panel["type"] != "row"} == {"${datasource}"}
 
 

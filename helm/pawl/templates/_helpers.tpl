@@ -74,6 +74,26 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- toYaml $config -}}
 {{- end -}}
 
+{{/* Not empty where gateways ask the worker to score texts: the toxicity guard. */}}
+{{- define "pawl.asksScorer" -}}
+{{- dig "guards" "scorer_url" "" .Values.config.serving | default "" -}}
+{{- end -}}
+
+{{/* A quantity such as 10Gi, in bytes. */}}
+{{- define "pawl.bytes" -}}
+{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (regexFind "[A-Za-z]*$" . | get $units | float64) | int64 -}}
+{{- end -}}
+
+{{/* Refuses spools that may grow past their volume: a full disk stops the gateway, a full spool only its callers. */}}
+{{- define "pawl.checkSpool" -}}
+{{- $serving := .Values.config.serving -}}
+{{- $wanted := mul (int64 $serving.workers) (int64 $serving.spool.max_bytes) -}}
+{{- if gt $wanted (include "pawl.bytes" .Values.gateway.spool.size | int64) -}}
+{{- fail (printf "config.serving.workers (%d) times config.serving.spool.max_bytes (%d) is more than gateway.spool.size (%s): lower max_bytes or enlarge the volume" (int64 $serving.workers) (int64 $serving.spool.max_bytes) .Values.gateway.spool.size) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "pawl.secretEnv" -}}
 {{- if .secret.name }}
 - name: {{ .variable }}
