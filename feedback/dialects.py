@@ -149,7 +149,9 @@ def _grow_item(item: dict[str, Any], event: Mapping[str, Any]) -> None:
 
 
 def _grow_part(item: dict[str, Any], name: str, kind: str, piece: str) -> None:
-    item[name] = [*_list(item.get(name)), {"type": kind, "text": piece}]
+    parts = item.setdefault(name, [])
+    if isinstance(parts, list):
+        parts.append({"type": kind, "text": piece})
 
 
 def _finish_of(answer: Mapping[str, Any], message: Mapping[str, Any]) -> str | None:

@@ -41,6 +41,8 @@ MAX_GROUP_BYTES = 4 * 1024**2
 MAX_WAITING_BYTES = 64 * 1024**2
 """Of records that wait for the disk; more are refused."""
 CLOSE_PATIENCE_S = 5.0
+HANGING_S = 10.0
+"""A write that has taken longer does not come back: the disk counts as refusing until it does."""
 SIBLINGS = 5
 HOLD_S = 0.001
 """After a group of at least so many the next one is held for so long, and grows: a write costs the same for five
@@ -98,14 +100,15 @@ class Journal:
         self._n_waiting_bytes = 0
         self._is_busy = False
         self._is_closed = False
+        self._written_since = 0.0
         self._groups: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
         self._worker = threading.Thread(target=self._run, name="journal-writer", daemon=True)
         self._worker.start()
 
     @property
     def is_healthy(self) -> bool:
-        """False from a failed write until the disk has taken a fresh segment."""
-        return self._writer.is_healthy
+        """False from a failed write until the disk has taken a fresh segment, and while a write hangs."""
+        return self._writer.is_healthy and (not self._written_since or self._clock() - self._written_since < HANGING_S)
 
     @property
     def is_full(self) -> bool:
@@ -154,7 +157,10 @@ class Journal:
         """Commit what waits, then stop. Safe to call twice. Every `done` was called, or is the running loop's next."""
         if not self._is_closed:
             self._stop_taking()
-            self._worker.join()
+            self._worker.join(HANGING_S)
+            if self._worker.is_alive():
+                log.error("journal_hangs", directory=str(self.directory))
+                return
             self._writer.close()
             self._lock_file.close()
 
@@ -213,7 +219,10 @@ class Journal:
                 continue
             if group is None:
                 return
-            self._report(group, self._writer.write(group.parts, group.n_bytes, group.last_seq))
+            self._written_since = self._clock()
+            is_kept = self._writer.write(group.parts, group.n_bytes, group.last_seq)
+            self._written_since = 0.0
+            self._report(group, is_kept)
 
     def _report(self, group: Group, is_kept: bool) -> None:
         assert self._loop is not None

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 MAX_REFUSAL_BYTES = 64 * 1024
+KEEPING_S = 15.0
+"""How long the disk may take over a record; a disk that hangs is one that refuses."""
 ENGINE_ERROR = "engine_error"
 
 
@@ -80,6 +82,8 @@ class Call:
     tried: tuple[Replica, ...] = ()
     """Replicas that failed it."""
     n_attempts = 0
+    was_stale = False
+    """A connection that had been idle died under it once."""
     sent: Sent | None = None
     events: EventFilter | None = None
     """Of a stream."""
@@ -248,6 +252,8 @@ class Call:
     def check_time(self, now: float) -> None:
         """End what has taken too long; keep a silent stream alive."""
         if self.phase not in (Phase.ASKING, Phase.ANSWERING, Phase.REFUSED):
+            if self.phase == Phase.KEEPING and now - self.engine_done_at > KEEPING_S:
+                self.relay.kept(self, False)
             return
         timeouts = self.relay.timeouts
         if now - self.started > timeouts.total_s:

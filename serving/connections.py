@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 Reason = Literal["connect", "connect_timeout", "reset", "protocol", "stale"]
 
+STALE_S = 1.0
+"""An engine that closes an idle connection just as it is used does so at once; later it is the request's doing."""
 MAX_HEAD_BYTES = 64 * 1024
 """Also of what lies between two pieces of body: chunk extensions, trailers."""
 CLOSE_S = 1.0
@@ -349,6 +351,7 @@ class _Connection(_Response):
 
     __slots__ = (
         "__weakref__",
+        "_begun_at",
         "_first",
         "_is_reused",
         "_is_told",
@@ -368,6 +371,7 @@ class _Connection(_Response):
         self._sent: Sent | None = None
         self._transport: asyncio.Transport
         self._is_reused = False  # And nothing has arrived since.
+        self._begun_at = 0.0
         self._is_told = False  # Of the head.
         self._is_writing = False
         self._n_barren = 0  # Bytes since there was something to tell.
@@ -383,6 +387,7 @@ class _Connection(_Response):
         self._status = 0
         self._is_done = self._is_told = False
         self._is_reused = True
+        self._begun_at = monotonic()
         self._n_barren = 0
         self._transport.write(request)
 
@@ -503,7 +508,8 @@ class _Connection(_Response):
 
     def _died(self) -> None:
         if self._sent is not None:
-            self.fail("stale" if self._is_reused else "reset")
+            is_stale = self._is_reused and monotonic() - self._begun_at < STALE_S
+            self.fail("stale" if is_stale else "reset")
 
 
 def _expiry(connection: _Connection) -> float:

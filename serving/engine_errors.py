@@ -30,6 +30,17 @@ def engine_refusal(status: int, raw: bytes) -> EngineRefused:
     return error
 
 
+def is_about_the_model(raw: bytes) -> bool:
+    """Whether a 404 says that the model is missing; else it is the route that the engine does not have.
+
+    >>> is_about_the_model(b'{"error": {"message": "The model `a` does not exist.", "param": "model"}}')
+    True
+    >>> is_about_the_model(b'{"detail": "Not Found"}')
+    False
+    """
+    return b'"model"' in raw or b"does not exist" in raw or b"cannot be found" in raw
+
+
 def overloaded_engine() -> Overloaded:
     """The engine itself has too much to do."""
     return Overloaded("the engine is overloaded; try again", code="engine_overloaded")

@@ -213,7 +213,7 @@ class Gateway:
 
     async def _probe_spool(self) -> None:
         while True:
-            with suppress(SpoolUnavailable):
+            with suppress(SpoolUnavailable, OSError):
                 spooled = await asyncio.wrap_future(self.spool.size())
                 journalled = await asyncio.to_thread(self.records.journal.size)
                 oldest = [at for at in (spooled.oldest_at, journalled.oldest_at) if at]

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import orjson
+import structlog
 
 from pawl.settings import ReplicaSettings
 from serving.connections import EnginePool, Reason
+
+log = structlog.get_logger()
 
 WINDOW_S = 10
 """Over how long failures are counted as a share."""
@@ -255,14 +258,20 @@ class HealthProbes:
     async def _probe_for_ever(self, replica: Probed) -> None:
         await asyncio.sleep(self._rng.random() * self._rules.probe_every_s)
         while True:
-            is_alive, models = await probe(replica.pool, self._rules.probe_timeout_s)
-            replica.probed(is_alive, models)
+            try:
+                is_alive, models = await probe(replica.pool, self._rules.probe_timeout_s)
+                replica.probed(is_alive, models)
+            except Exception as exc:
+                log.error("probe_failed", reason=type(exc).__name__, exc_info=exc)
             await asyncio.sleep(self._rules.probe_every_s * self._rng.uniform(0.9, 1.1))
 
     async def _tick_for_ever(self) -> None:
         while True:
             for tell in self._on_tick:
-                tell()
+                try:
+                    tell()
+                except Exception as exc:
+                    log.error("tick_failed", reason=type(exc).__name__, exc_info=exc)
             await asyncio.sleep(TICK_S)
 
 

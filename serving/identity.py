@@ -57,7 +57,11 @@ def credential_of(headers: Mapping[bytes, bytes]) -> str:
     """
     shown = headers.get(b"authorization") or headers.get(b"x-api-key")
     if not shown:
-        raise Unauthorized("no API key: send `Authorization: Bearer <key>`", code="invalid_api_key")
+        raise Unauthorized(
+            "no API key: send `Authorization: Bearer <key>`",
+            code="invalid_api_key",
+            headers={"www-authenticate": "Bearer"},
+        )
     return shown.decode("latin-1")
 
 

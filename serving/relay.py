@@ -31,7 +31,7 @@ from serving.assignments import AssignmentCache
 from serving.call import ENGINE_ERROR, Call, Phase
 from serving.call_record import meta_of, texts_of
 from serving.client import EVENT_STREAM, Client, header_value
-from serving.engine_errors import THE_REQUESTS_FAULT, engine_refusal, overloaded_engine
+from serving.engine_errors import THE_REQUESTS_FAULT, engine_refusal, is_about_the_model, overloaded_engine
 from serving.errors import (
     ApiError,
     BadRequest,
@@ -170,8 +170,10 @@ class Relay:
         loop = asyncio.get_running_loop()
 
         def every(seconds: float, work: Callable[[], None], slot: int) -> None:
-            with suppress(Exception):
+            try:
                 work()
+            except Exception as exc:
+                log.error("relay_timer_failed", reason=type(exc).__name__, exc_info=exc)
             self._timers[slot] = loop.call_later(seconds, every, seconds, work, slot)
 
         for slot, (seconds, work) in enumerate(((SWEEP_S, self._sweep), (FLUSH_S, self.flush))):
@@ -224,7 +226,10 @@ class Relay:
     def _sweep(self) -> None:
         now = time.perf_counter()
         for call in list(self.calls.values()):
-            call.check_time(now)
+            try:
+                call.check_time(now)
+            except Exception as exc:  # noqa: BLE001 - the others' time passes too
+                self._give_up(call, exc)
 
     # Letting a request in.
 
@@ -411,7 +416,8 @@ class Relay:
 
     def connection_failed(self, call: Call, reason: str) -> None:
         """The connection to the engine could not be made, or broke."""
-        if reason == "stale" and call.n_attempts < MAX_ASKED:
+        if reason == "stale" and not call.was_stale:
+            call.was_stale = True
             self._release_replica(call, "neutral")  # It closed an idle connection, as it may: nobody's failure.
             self._ask(call)
         elif reason in ("connect", "connect_timeout"):
@@ -423,12 +429,13 @@ class Relay:
     def refused_by_engine(self, call: Call, raw: bytes) -> None:
         """The engine answered with an error of its own."""
         status = call.engine_status
-        if status == 404 and call.replica is not None and call.n_attempts < MAX_ASKED:
+        is_missing = status == 404 and is_about_the_model(raw)
+        if is_missing and call.replica is not None and call.n_attempts < MAX_ASKED:
             UPSTREAM_ERRORS.labels(reason="model_missing").inc()
             call.replica.lacks(call.model)
             self._release_replica(call, "neutral")
             self._ask(call)
-        elif status in THE_REQUESTS_FAULT:
+        elif status in THE_REQUESTS_FAULT or (status == 404 and not is_missing):
             self._release_replica(call, "ok")
             refusal = engine_refusal(status, raw)
             self._settle(call, Status.REJECTED, refusal)
@@ -550,8 +557,16 @@ class Relay:
         if self._records is None:
             self.kept(call, True)
             return
-        request, response = texts_of(call)
-        self._records.append(meta_of(call), request, response, call.on_kept)
+        if call.size > PARSE_HERE_BYTES and not call.request.is_stored:
+            call.task = asyncio.get_running_loop().create_task(self._keep_counts(call, self._records))
+        else:
+            request, response = texts_of(call)
+            self._records.append(meta_of(call), request, response, call.on_kept)
+
+    async def _keep_counts(self, call: Call, records: Records) -> None:
+        """Of a long answer that is not to be stored: reading it takes a while."""
+        request, response = await asyncio.to_thread(texts_of, call)
+        records.append(meta_of(call), request, response, call.on_kept)
 
     def kept(self, call: Call, is_kept: bool) -> None:
         """The record is durable, or cannot be kept: what that means for the client is `log_required`."""
@@ -638,10 +653,12 @@ class Relay:
         call.phase = Phase.OVER
         self._leave(call)
         if call.reservation is not NO_LIMITS:
-            if refund or call.status in (Status.REJECTED, Status.UPSTREAM_ERROR):
+            was_refused = call.error is not None and not call.is_started
+            if refund or was_refused or call.status in (Status.REJECTED, Status.UPSTREAM_ERROR):
                 call.reservation.refund()
             else:
-                call.reservation.settle(tokens_used(call.parts, call.raw))
+                used = tokens_used(call.parts, call.raw, is_stream=call.request.is_stream)
+                call.reservation.settle(min(used, estimated_tokens(call.request, call.raw)) if call.error else used)
         call.client = call.sent = call.task = call.guard = None
         self.calls.pop(call.unique, None)
         if self._is_empty is not None and not self.calls:

@@ -22,14 +22,19 @@ def estimated_tokens(request: CompletionRequest, raw: bytes) -> int:
     return len(raw) // BYTES_PER_TOKEN + output * request.n_choices
 
 
-def tokens_used(parts: Sequence[bytes], raw: bytes) -> int:
-    """What a request cost by the engine's own count, or by the length of what came where it gave none.
+def tokens_used(parts: Sequence[bytes], raw: bytes, *, is_stream: bool) -> int:
+    """What a request cost by the engine's own count; where it gave none, a token for each event that came.
 
-    >>> tokens_used([b'{"usage": {"prompt_tokens": 7, "completion_tokens": 5}}'], b"")
+    >>> tokens_used([b'{"usage": {"prompt_tokens": 7, "completion_tokens": 5}}'], b"", is_stream=False)
     12
+    >>> tokens_used([b'data: {"a": 1}\\n\\ndata: {"a": 2}\\n\\n'], bytes(8), is_stream=True)
+    4
     """
     body = b"".join(parts[-8:])[-TAIL_BYTES:]
     counts = {name: int(value) for name, value in USAGE.findall(body)}
     if counts:
         return sum(counts.values())
-    return (len(raw) + sum(map(len, parts))) // BYTES_PER_TOKEN
+    prompt = len(raw) // BYTES_PER_TOKEN
+    if is_stream:
+        return prompt + sum(part.count(b"data:") for part in parts)
+    return prompt + sum(map(len, parts)) // BYTES_PER_TOKEN

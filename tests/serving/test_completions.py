@@ -17,7 +17,7 @@ from monitoring.metrics import REGISTRY
 from pawl import ids
 from pawl.settings import Settings
 from serving.relay import Relay
-from tests.fake_vllm import FakeVLLM
+from tests.fake_vllm import Behaviour, FakeVLLM
 from tests.servers import free_port, running
 from tests.serving.conftest import Served, serving
 from tests.serving.talk import CHAT, QUESTION, STREAM, error_of, events_of, raw_request, text_of
@@ -421,6 +421,14 @@ def test_a_nameless_conversation_stays_on_its_replica(two_engines: tuple[Served,
     assert here
     assert there
     assert not here & there
+
+
+def test_a_route_that_the_engine_lacks_says_nothing_about_the_model(served: Served) -> None:
+    served.engine.behaviour.status, served.engine.behaviour.error = 404, {"detail": "Not Found"}
+    response = served.client.post("/v1/embeddings", json={"model": "assistant", "input": "roses"})
+    assert (response.status_code, error_of(response)["type"]) == (404, "invalid_request_error")
+    served.engine.behaviour = Behaviour()
+    assert served.client.post(CHAT, json=QUESTION).status_code == 200
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

@@ -66,6 +66,7 @@ def shared(own_postgresql: PostgreSQL, tmp_path: Path, engine_url: str) -> Itera
         "state_dir": str(tmp_path / "state"),
         "auth": {"required": True, "key_cache_s": 1.0},
         "serving": {
+            "limits": {"store": "database"},
             "port": free_port(),
             "workers": N_WORKERS,
             "models": {"assistant": {"engines": [engine_url], "champion": "base-model"}},
