@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -49,6 +50,12 @@ REFUSAL_TRUST_S = 0.2
 SLOT_TTL_S = 15.0
 """How long the slots of a process that was killed stay taken."""
 PURGE_EVERY_S = 600.0
+STOP_S = 3.0
+"""How long giving back everything may take in the end."""
+USERS_PER_REPORT = 250
+"""With two limits each; more at a time hold up the event loop and come near the drivers' limits on parameters."""
+REPORTS_PER_FLUSH = 8
+"""So many parts of a key's users are looked at before it is the next key's turn."""
 
 
 class DatabaseLimiter:
@@ -106,7 +113,8 @@ class DatabaseLimiter:
         claims.take(tokens)
         claims.account.touched_at = now
         self._active[key.id] = claims.account
-        return Reservation(claims.allowances, tokens, limit_headers(claims, now))
+        touches = claims if claims.of_user else None
+        return Reservation(claims.allowances, tokens, limit_headers(claims, now), touches)
 
     def _refuse_if_certain(self, claims: Claims, tokens: int, now: float) -> None:
         """Refuse where the database has just said no, or cannot say yes."""
@@ -122,7 +130,7 @@ class DatabaseLimiter:
         """Top up what is short from this process's own share of the limit, once per window."""
         if self._share <= 0.0:
             raise uncounted()
-        self._active[claims.account.key_id] = claims.account
+        self._activate(claims)
         for each in claims.allowances:
             if now >= each.ends_at:
                 each.lent = 0
@@ -130,6 +138,12 @@ class DatabaseLimiter:
             if each.is_short(tokens, now) and each.lent == 0:
                 each.lent = max(1, int(each.limit * self._share))
                 each.left += each.lent
+
+    def _activate(self, claims: Claims) -> None:
+        """Have `flush` look at these."""
+        self._active[claims.account.key_id] = claims.account
+        if claims.of_user:
+            claims.account.touched.add(claims)
 
     async def reserve(self, key: ApiKey, user: str, tokens: int) -> Reservation:
         """Reserve, asking the database for what is short. The requests of one key ask one after the other.
@@ -158,46 +172,63 @@ class DatabaseLimiter:
         now = self._clock()
         short = claims.short(tokens, now)
         asks = [ask_for(each, tokens) for each in short]
-        outcome = await self._call(
-            lambda: take(self._database, asks, holder=self._holder, now=now, slots_expire_at=now + SLOT_TTL_S)
+        await self._call(
+            lambda: take(self._database, asks, holder=self._holder, now=now, slots_expire_at=now + SLOT_TTL_S),
+            lambda outcome: self._note(outcome, claims, short, tokens, now),
         )
+
+    def _note(
+        self, outcome: list[Grant] | Short | None, claims: Claims, short: list[Allowance], tokens: int, asked_at: float
+    ) -> None:
+        """Note what the database said, even if nobody waits for it any more: it has been charged."""
+        now = self._clock()
         if isinstance(outcome, Short):
             LIMIT_STORE_CALLS.labels(outcome="refused").inc()
             note_refusal(short[outcome.position], outcome, tokens, now)
         elif outcome is not None:
             LIMIT_STORE_CALLS.labels(outcome="granted").inc()
-            self._active[claims.account.key_id] = claims.account
+            self._activate(claims)
             for allowance, grant in zip(short, outcome, strict=True):
-                note_grant(allowance, grant)
+                note_grant(allowance, grant, now)
                 if allowance.is_slots:
-                    self._renewed_at[allowance.subject] = now
+                    self._renewed_at[allowance.subject] = asked_at
 
-    async def _call(self, query: Callable[[], T]) -> T | None:
-        """Run a query on a thread; None if it failed or took too long, which counts as the database being away."""
+    async def _call(self, query: Callable[[], T], note: Callable[[T | None], None] = lambda _: None) -> T | None:
+        """Run a query on a thread; None if it failed or took too long, which counts as the database being away.
+
+        Args:
+            note: is told the outcome on the event loop, None if the query failed, exactly once and before this
+                returns; or later, if nobody waits so long: what the query has changed by then must be known.
+        """
         running = self._threads.submit(query)
         self._running.add(running)
         running.add_done_callback(self._running.discard)
+        arriving = asyncio.wrap_future(running)
+        arriving.add_done_callback(lambda done: note(outcome_of(done)))
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(running), self._patience_s)
+            return await asyncio.wait_for(asyncio.shield(arriving), self._patience_s)
         except (sa.exc.SQLAlchemyError, TimeoutError, OSError) as exc:
             LIMIT_STORE_CALLS.labels(outcome="unavailable").inc()
             if self.is_database_up:
                 log.warning("limits_lent", reason=type(exc).__name__)
             self.is_database_up = False
             return None
+        finally:
+            running.cancel()  # Unless it has begun.
 
     def start(self) -> None:
         """Begin to give back what is not used; on the event loop."""
         self._flusher = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """Give back everything that is not in use."""
+        """Give back everything that is not in use, as far as the database takes it in time."""
         if self._flusher is not None:
             self._flusher.cancel()
             with suppress(asyncio.CancelledError):
                 await self._flusher
-        for account in list(self._active.values()):
-            await self._flush(account, is_last=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await self._flush_all(is_last=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self) -> None:
@@ -210,16 +241,20 @@ class DatabaseLimiter:
 
     async def flush(self) -> None:
         """Give back and report for every key in use; while the database is away, see whether it is back."""
+        await self._flush_all()
+        now = self._clock()
+        if self.is_database_up and now >= self._purged_at + PURGE_EVERY_S:
+            self._purged_at = now
+            await self._call(lambda: forget_ended(self._database, now))
+
+    async def _flush_all(self, *, is_last: bool = False) -> None:
+        """Every key, until the database does not answer."""
         if not self.is_database_up and not await self._is_back():
             return
         for account in list(self._active.values()):
-            await self._flush(account)
+            await self._flush(account, is_last=is_last)
             if not self.is_database_up:
                 return
-        now = self._clock()
-        if now >= self._purged_at + PURGE_EVERY_S:
-            self._purged_at = now
-            await self._call(lambda: forget_ended(self._database, now))
 
     async def _is_back(self) -> bool:
         if len(self._running) >= THREADS:
@@ -230,24 +265,48 @@ class DatabaseLimiter:
         self.is_database_up = True
         log.info("limits_shared_again")
         for account in self._active.values():
-            for each in account.allowances():
+            for each in account.own:
                 call_in_loan(each, now)
+            for claims in account.touched:  # All that something was lent to are among them.
+                for each in claims.of_user:
+                    call_in_loan(each, now)
         return True
 
     async def _flush(self, account: Account, *, is_last: bool = False) -> None:
         async with self._lock(account.key_id):
             now = self._clock()
             is_idle = is_last or now >= account.touched_at + IDLE_S
-            allowances = list(account.allowances())
-            await self._report(allowances, is_idle, now)
-            for each in allowances:
-                if each.is_slots:
+            await self._report(account.own, is_idle, now)
+            for each in account.own:
+                if each.is_slots and self.is_database_up:
                     await self._renew_slots(each, is_idle, now)
-            self._ledger.forget_idle_users(account, now)
-            if is_idle and not any(each.left or each.granted for each in allowances):
-                self._active.pop(account.key_id, None)
+        await self._flush_users(account, is_idle, is_last)
+        self._ledger.forget_some_idle_users(account, now, 2 * USERS_PER_REPORT)
+        if is_idle and account.is_empty():
+            self._active.pop(account.key_id, None)
 
-    async def _report(self, allowances: Sequence[Allowance], is_idle: bool, now: float) -> None:
+    async def _flush_users(self, account: Account, is_idle: bool, is_last: bool) -> None:
+        """Go through the users of whom there may be something to report; anybody can make up many."""
+        if is_idle:
+            account.wake()
+        n_parts = math.ceil(len(account.touched) / USERS_PER_REPORT)
+        for _ in range(n_parts if is_last else min(n_parts, REPORTS_PER_FLUSH)):
+            if not self.is_database_up:
+                return
+            async with self._lock(account.key_id):
+                batch = account.next_touched(USERS_PER_REPORT)
+                allowances = [each for claims in batch for each in claims.of_user]
+                await self._report(allowances, is_idle, self._clock(), partial(account.touched.update, batch))
+                account.forget_empty(batch)
+            await asyncio.sleep(0)
+
+    async def _report(
+        self,
+        allowances: Sequence[Allowance],
+        is_idle: bool,
+        now: float,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> None:
         spare = [(each, spare_units(each, is_idle, now)) for each in allowances if not each.is_slots]
         spare = [(each, units) for each, units in spare if units]
         for each, units in spare:
@@ -257,11 +316,16 @@ class DatabaseLimiter:
         ]
         if not reports:
             return
-        if await self._call(lambda: report(self._database, reports, now=now)):
-            LIMIT_STORE_CALLS.labels(outcome="reported").inc()
-            return
-        for each, units in spare:
-            each.left += units
+
+        def note(is_reported: bool | None) -> None:
+            if is_reported:
+                LIMIT_STORE_CALLS.labels(outcome="reported").inc()
+                return
+            for each, units in spare:
+                each.left += units
+            on_failure()
+
+        await self._call(lambda: report(self._database, reports, now=now), note)
 
     async def _renew_slots(self, slots: Allowance, is_idle: bool, now: float) -> None:
         """Give back free slots, and keep the lease on the others."""
@@ -271,20 +335,29 @@ class DatabaseLimiter:
             return
         slots.left -= spare
         n_slots = slots.granted - spare
-        is_held = await self._call(
+
+        def note(is_held: bool | None) -> None:
+            if is_held:
+                slots.granted -= spare
+                self._renewed_at[slots.subject] = now
+            else:
+                slots.left += spare
+
+        await self._call(
             lambda: hold_slots(
                 self._database, slots.subject, holder=self._holder, n_slots=n_slots, expires_at=now + SLOT_TTL_S
-            )
+            ),
+            note,
         )
-        if is_held:
-            slots.granted = n_slots
-            self._renewed_at[slots.subject] = now
-        else:
-            slots.left += spare
 
 
 def uncounted() -> Overloaded:
     return Overloaded("limits cannot be counted at the moment; try again")
+
+
+def outcome_of(done: asyncio.Future[T]) -> T | None:
+    """What a query returned; None if it failed or never ran."""
+    return None if done.cancelled() or done.exception() else done.result()
 
 
 def ask_for(allowance: Allowance, tokens: int) -> Ask:
@@ -301,8 +374,13 @@ def ask_for(allowance: Allowance, tokens: int) -> Ask:
     )
 
 
-def note_grant(allowance: Allowance, grant: Grant) -> None:
+def note_grant(allowance: Allowance, grant: Grant, now: float) -> None:
     """Add what was granted; what was left of an ended window is void, what was owed is not."""
+    if grant.ends_at <= now and grant.ends_at < allowance.ends_at:
+        return  # It comes late, and the next window is open.
+    if allowance.lent and allowance.ends_at != grant.ends_at:
+        allowance.left += grant.units  # It comes late, and the loan has a window of its own.
+        return
     if allowance.ends_at != grant.ends_at:
         allowance.left = min(allowance.left, 0)
     allowance.left += grant.units
@@ -315,6 +393,8 @@ def note_grant(allowance: Allowance, grant: Grant) -> None:
 
 def note_refusal(allowance: Allowance, short: Short, tokens: int, now: float) -> None:
     """Remember for a moment that there is not so much left."""
+    if allowance.lent:
+        return  # It comes late.
     if allowance.ends_at != short.ends_at:
         allowance.left = min(allowance.left, 0)
     allowance.ends_at = short.ends_at

@@ -168,8 +168,9 @@ def report(database: Database, reports: Sequence[Report], *, now: float) -> bool
         for each in reports:
             window = current(windows[each.subject, each.name], each.length_s, now)
             if each.units < 0 or each.ends_at == window.ends_at:
-                used = max(0, window.used - each.units)
-                _save_window(connection, each.subject, each.name, Window(used, window.ends_at))
+                window = Window(max(0, window.used - each.units), window.ends_at)
+                windows[each.subject, each.name] = window  # The next report may be on the same one.
+                _save_window(connection, each.subject, each.name, window)
     return True
 
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
 from enum import IntEnum
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from pawl.api_keys import KeyLimits
@@ -117,11 +117,12 @@ def end_of_window(length_s: float, now: float) -> float:
 class Claims:
     """The allowances that a request of one key and user draws on."""
 
-    __slots__ = ("account", "allowances", "requests", "tokens")
+    __slots__ = ("account", "allowances", "of_user", "requests", "tokens")
 
     def __init__(self, account: Account, allowances: tuple[Allowance, ...]) -> None:
         self.account = account
         self.allowances = allowances
+        self.of_user = allowances[len(account.own) :]
         self.requests = tuple(each for each in allowances if each.rule.unit == Unit.REQUESTS)
         minutes = tuple(each for each in allowances if each.is_tokens and each.rule.length_s == MINUTE_S)
         self.tokens = minutes or tuple(each for each in allowances if each.is_tokens)
@@ -140,7 +141,9 @@ class Claims:
 class Account:
     """The allowances of one key, and of its users."""
 
-    __slots__ = ("everybody", "has_user_limits", "key_id", "limits", "own", "touched_at", "users")
+    __slots__ = (
+        "everybody", "has_user_limits", "key_id", "limits", "own", "resting", "touched", "touched_at", "users",
+    )  # fmt: skip
 
     def __init__(self, key_id: str, limits: KeyLimits, own: tuple[Allowance, ...]) -> None:
         self.key_id = key_id
@@ -150,12 +153,28 @@ class Account:
         self.everybody = Claims(self, own)
         self.users: dict[str, Claims] = {}
         self.touched_at = 0.0
+        self.touched: set[Claims] = set()
+        """Of users: where something may have to be told to the shared store."""
+        self.resting: set[Claims] = set()
+        """Of users: where a part is kept in hand for as long as the key is in use."""
 
-    def allowances(self) -> Iterator[Allowance]:
-        """The key's, then each user's."""
-        yield from self.own
-        for claims in self.users.values():
-            yield from claims.allowances[len(self.own) :]
+    def next_touched(self, n: int) -> list[Claims]:
+        """Take so many out of `touched`; they rest until `forget_empty`."""
+        batch = [self.touched.pop() for _ in range(min(n, len(self.touched)))]
+        self.resting.update(batch)
+        return batch
+
+    def forget_empty(self, batch: list[Claims]) -> None:
+        self.resting.difference_update(each for each in batch if not any(mine.left for mine in each.of_user))
+
+    def wake(self) -> None:
+        """Have what is kept in hand looked at again."""
+        self.touched |= self.resting
+        self.resting.clear()
+
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell to the shared store."""
+        return not (self.touched or self.resting or any(each.left or each.granted for each in self.own))
 
 
 class Ledger:
@@ -219,11 +238,22 @@ class Ledger:
 
     def forget_idle_users(self, account: Account, now: float) -> None:
         """Drop the users whose windows are over: they would start full again anyway."""
-        n_own = len(account.own)
         for user, claims in list(account.users.items()):
-            if all(now >= each.ends_at for each in claims.allowances[n_own:]):
-                del account.users[user]
-                self._n_users -= 1
+            if all(now >= each.ends_at for each in claims.of_user):
+                account.touched.discard(claims)
+                self._forget(account, user)
+
+    def forget_some_idle_users(self, account: Account, now: float, n: int) -> None:
+        """The same for the next so many users, but for those with something to tell to the shared store."""
+        for user, claims in list(islice(account.users.items(), n)):
+            if claims not in account.touched and all(now >= each.ends_at for each in claims.of_user):
+                self._forget(account, user)
+            else:
+                account.users[user] = account.users.pop(user)  # To the end, so that others come next.
+
+    def _forget(self, account: Account, user: str) -> None:
+        account.resting.discard(account.users.pop(user))
+        self._n_users -= 1
 
 
 def _set(rules: tuple[Rule, ...], limits: KeyLimits) -> list[tuple[Rule, int]]:
@@ -233,12 +263,16 @@ def _set(rules: tuple[Rule, ...], limits: KeyLimits) -> list[tuple[Rule, int]]:
 class Reservation:
     """What one request holds. Exactly one call of `settle` or `refund` counts; both free its slot."""
 
-    __slots__ = ("_allowances", "_ends", "_tokens", "headers")
+    __slots__ = ("_allowances", "_claims", "_ends", "_tokens", "headers")
 
-    def __init__(self, allowances: tuple[Allowance, ...], tokens: int, headers: bytes) -> None:
+    def __init__(
+        self, allowances: tuple[Allowance, ...], tokens: int, headers: bytes, claims: Claims | None = None
+    ) -> None:
+        """`claims`: of a user, to be marked as touched in the end."""
         self._allowances = allowances
         self._ends = [each.ends_at for each in allowances]
         self._tokens = tokens
+        self._claims = claims
         self.headers = headers
         """The `x-ratelimit-...` lines of the answer, each with its line end."""
 
@@ -246,6 +280,8 @@ class Reservation:
         """The request ran and took this many tokens: what it reserved beyond them goes back."""
         held, self._allowances = self._allowances, ()
         surplus = self._tokens - tokens
+        if self._claims is not None:
+            self._claims.account.touched.add(self._claims)
         for allowance, ends_at in zip(held, self._ends, strict=False):
             if allowance.is_slots:
                 allowance.left += 1
@@ -256,6 +292,8 @@ class Reservation:
     def refund(self) -> None:
         """The request did not run: it costs nothing."""
         held, self._allowances = self._allowances, ()
+        if self._claims is not None:
+            self._claims.account.touched.add(self._claims)
         for allowance, ends_at in zip(held, self._ends, strict=False):
             if allowance.ends_at == ends_at:
                 allowance.left += self._tokens if allowance.is_tokens else 1

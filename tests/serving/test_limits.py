@@ -536,8 +536,10 @@ class Interrupted(Database):
         super().__init__(engine)
         self.stuck = threading.Event()
         self.stuck.set()
+        self.n_asked = 0
 
     def _check(self) -> None:
+        self.n_asked += 1
         self.stuck.wait(30)
         if self.is_away:
             raise sa.exc.OperationalError("SELECT", {}, Exception("the database is away"))
@@ -607,6 +609,101 @@ async def test_a_database_that_hangs_holds_nobody_up_for_long(database: Database
     await limiter.flush()
     assert limiter.is_database_up
     await limiter.stop()
+
+
+@pytest.mark.parametrize("patience_s", [60.0, 1.0])
+async def test_what_is_granted_after_the_client_left_is_used_by_the_next(
+    database: Database, clock: Clock, patience_s: float
+) -> None:
+    slow = Interrupted(database.engine)
+    slow.stuck.clear()
+    limiter = DatabaseLimiter(slow, holder="one", clock=clock, share_without_database=0.0, patience_s=patience_s)
+    key = key_of(KeyLimits(tokens_per_day=6_400_000))
+    waiting = asyncio.create_task(limiter.reserve(key, "", 10))
+    await asyncio.to_thread(eventually, lambda: slow.n_asked)
+    if patience_s == 60.0:
+        waiting.cancel()
+    with pytest.raises((asyncio.CancelledError, Overloaded)):
+        await waiting
+    slow.stuck.set()
+    await asyncio.to_thread(eventually, lambda: limiter._active)
+    limiter._patience_s = 60.0
+    await limiter.flush()
+    assert limiter.is_database_up
+    (await limiter.reserve(key, "", 10)).settle(10)
+    assert used(database, "budget") == 100_000
+    await limiter.stop()
+    assert used(database, "budget") == 10
+
+
+@pytest.mark.parametrize(("patience_s", "stop_s"), [(0.05, 60.0), (60.0, 0.05)])
+async def test_stopping_waits_for_a_hanging_database_only_once(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch, patience_s: float, stop_s: float
+) -> None:
+    hanging = Interrupted(database.engine)
+    limiter = limiter_on(hanging, clock)
+    for number in range(5):
+        (await limiter.reserve(key_of(KeyLimits(tokens_per_minute=100), f"k{number}"), "", 10)).settle(5)
+    hanging.stuck.clear()
+    before = hanging.n_asked
+    limiter._patience_s = patience_s
+    monkeypatch.setattr("serving.database_limits.STOP_S", stop_s)
+    async with asyncio.timeout(25):
+        await limiter.stop()
+    assert hanging.n_asked <= before + 1
+    hanging.stuck.set()
+    await asyncio.to_thread(eventually, lambda: not limiter._running)
+
+
+async def test_many_users_are_reported_a_bounded_number_at_a_time(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def noted(database: Database, reports: list[Report], *, now: float) -> bool:
+        sizes.append(len(reports))
+        return report(database, reports, now=now)
+
+    monkeypatch.setattr("serving.database_limits.report", noted)
+    away = Interrupted(database.engine)
+    away.is_away = True
+    limiter = limiter_on(away, clock)
+    key = key_of(KeyLimits(user_requests_per_minute=10, user_tokens_per_minute=100))
+    await limiter.reserve(key, "0", 10)
+    for number in range(1, 600):
+        assert limiter.try_reserve(key, str(number), 10)
+    away.is_away = False
+    await limiter.flush()
+    assert sum(sizes) == 1200
+    assert max(sizes) <= 500
+    assert used(database, "user_requests") == 600
+    assert used(database, "user_tokens") == 6000
+    assert not limiter._ledger.accounts["k1"].touched
+    await limiter.flush()
+    assert sum(sizes) == 1200
+    clock.at += MINUTE_S
+    await limiter.flush()
+    assert len(limiter._ledger.accounts["k1"].users) == 100
+    await limiter.stop()
+
+
+async def test_a_user_s_large_part_goes_back_when_the_key_is_idle(database: Database, clock: Clock) -> None:
+    limiter = limiter_on(database, clock)
+    key = key_of(KeyLimits(user_tokens_per_minute=6400))
+    (await limiter.reserve(key, "ann", 10)).settle(10)
+    await limiter.flush()
+    assert used(database, "user_tokens") == 100
+    clock.at += IDLE_S
+    await limiter.flush()
+    assert used(database, "user_tokens") == 10
+    assert limiter._active == {}
+    await limiter.stop()
+
+
+def test_two_reports_on_one_limit_both_count(database: Database, clock: Clock) -> None:
+    owed = Report("k1", "tokens", MINUTE_S, -30, clock.at)
+    report(database, [owed, owed], now=clock.at)
+    assert used(database, "tokens") == 60
 
 
 async def test_a_started_limiter_gives_back_by_itself(database: Database) -> None:
