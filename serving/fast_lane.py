@@ -19,7 +19,7 @@ from serving.client import STATUS_LINES
 from serving.errors import ApiError
 from serving.patience import BODY, BUSY, HEAD, REFUSED, PatientConfig, PatientHttpProtocol, head_size
 from serving.routes import HOT_PATHS
-from serving.wire import body_too_large
+from serving.wire import body_too_large, body_too_slow
 
 if TYPE_CHECKING:
     import asyncio
@@ -197,8 +197,16 @@ class FastLane(PatientHttpProtocol):
         route, self._route = self._route, None
         self._parts = []
         self._taken.keep_alive = False
+        error.headers.pop("connection", None)  # `send_whole` says it.
         if route is not None:
             self.relay.refuse_upload(route, self._headers, error, self)
+
+    def overdue(self) -> None:
+        """The phase has lasted too long; a completion request that does is answered and counted as one."""
+        if self.phase == BODY and self._route is not None:
+            self._refuse(body_too_slow(self.relay.timeouts.request_body_s))
+        else:
+            super().overdue()
 
     # What the relay says.
 

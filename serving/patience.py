@@ -20,6 +20,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 import httptools
+import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -27,6 +28,8 @@ from uvicorn.server import ServerState
 from pawl import ids
 from pawl.settings import ServingSettings
 from serving.errors import RETRY_AFTER_S, error_body
+
+log = structlog.get_logger()
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -48,22 +51,25 @@ class Phase(IntEnum):
     """Nothing has come yet."""
     IDLE = 1
     """Between two requests."""
-    HEAD = 2
+    UNREAD = 2
+    """Between two requests for long, but the client is still taking the answer to the last one."""
+    HEAD = 3
     """Part of a request's head has come."""
-    BODY = 3
+    BODY = 4
     """The head is complete; used only by protocols that read bodies themselves."""
-    BUSY = 4
+    BUSY = 5
     """A request is being answered: its timeouts are the application's business."""
-    REFUSED = 5
+    REFUSED = 6
     """An error was sent; what still comes is thrown away."""
-    EVICTED = 6
+    EVICTED = 7
     """Closed to make room, and about to be gone."""
-    CLOSING = 7
+    CLOSING = 8
     """Closed, but the client has not taken all that was said to it."""
 
 
-FRESH, IDLE, HEAD, BODY, BUSY, REFUSED, EVICTED, CLOSING = Phase
-MAY_BE_EVICTED: Final = (FRESH, IDLE)
+FRESH, IDLE, UNREAD, HEAD, BODY, BUSY, REFUSED, EVICTED, CLOSING = Phase
+MAY_BE_EVICTED: Final = (FRESH, IDLE, UNREAD)
+"""Unless something waits in them for the client to take it."""
 NEVER_S: Final = float("inf")
 
 
@@ -73,7 +79,8 @@ class Patience:
     def __init__(self, serving: ServingSettings) -> None:
         limits = serving.timeouts
         head_s, idle_s, body_s = limits.request_head_s, limits.idle_s, limits.request_body_s
-        self.limits_s = (head_s, idle_s, head_s, body_s, NEVER_S, LAST_WORD_S, LAST_WORD_S, limits.stalled_reader_s)
+        stalled_s = limits.stalled_reader_s
+        self.limits_s = (head_s, idle_s, stalled_s, head_s, body_s, NEVER_S, LAST_WORD_S, LAST_WORD_S, stalled_s)
         self.max_head_bytes = serving.max_header_bytes
         self.max_connections = serving.max_connections
         self.is_retiring = False
@@ -101,7 +108,7 @@ class Patience:
             self._n_evicted -= 1
 
     def _evict(self, newcomer: PatientHttpProtocol) -> int:
-        idle = (one for one in self._connections if one.phase in MAY_BE_EVICTED and one is not newcomer)
+        idle = (one for one in self._connections if one is not newcomer and one.may_be_evicted())
         oldest = heapq.nsmallest(EVICTED_AT_ONCE, idle, key=_since)
         for connection in oldest:
             connection.phase = EVICTED
@@ -111,16 +118,23 @@ class Patience:
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         self.now = loop.time()
-        self._close_overdue(list(self._connections))
-        self._timer = loop.call_later(self._step_s, self._run, loop) if self._connections else None
+        try:
+            self._close_overdue(list(self._connections))
+        finally:
+            self._timer = loop.call_later(self._step_s, self._run, loop) if self._connections else None
 
     def _close_overdue(self, connections: Iterable[PatientHttpProtocol]) -> None:
-        now, limits_s = self.now, self.limits_s
         for connection in connections:
-            if connection.phase < REFUSED and connection.transport.is_closing():
-                connection.see_off()
-            elif now - connection.since > limits_s[connection.phase]:
-                connection.overdue()
+            try:
+                self._look_at(connection)
+            except Exception:  # One connection's fault must not take the limits from all the others.
+                log.exception("connection_check_failed")
+
+    def _look_at(self, connection: PatientHttpProtocol) -> None:
+        if connection.phase < REFUSED and connection.transport.is_closing():
+            connection.see_off()
+        elif self.now - connection.since > self.limits_s[connection.phase]:
+            connection.overdue()
 
 
 class PatientConfig(uvicorn.Config):
@@ -219,16 +233,29 @@ class PatientHttpProtocol(HttpToolsProtocol):
         """The phase has lasted too long."""
         if self.phase < BODY and self.is_answering():
             return  # Of a pipelined request; the one before it still runs.
+        n_unsent = self.transport.get_write_buffer_size()
         if self.phase in (HEAD, BODY):
             self.refuse(408, "the request did not come in time (serving.timeouts)", "request_timeout")
-        elif self.phase == CLOSING and self.transport.get_write_buffer_size() < self._n_unsent:
-            self.see_off()
+        elif self.phase == IDLE and n_unsent:
+            self._watch_reader(UNREAD)
+        elif self.phase == UNREAD and not n_unsent:
+            self.rest()
+        elif self.phase in (UNREAD, CLOSING) and n_unsent < self._n_unsent:
+            self._watch_reader(self.phase)
         else:
             self.close()
 
     def see_off(self) -> None:
         """Closed: from now on the client must go on taking what is left, else a close would never come to its end."""
-        self.phase = CLOSING
+        self._watch_reader(CLOSING)
+
+    def may_be_evicted(self) -> bool:
+        """Whether nobody would miss anything if it were closed now."""
+        return self.phase in MAY_BE_EVICTED and not self.transport.get_write_buffer_size()
+
+    def _watch_reader(self, phase: Phase) -> None:
+        """When this phase is overdue, less must wait for the client than now."""
+        self.phase = phase
         self.since = self.patience.now
         self._n_unsent = self.transport.get_write_buffer_size()
 

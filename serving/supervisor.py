@@ -47,12 +47,13 @@ LINGER_S = 10.0
 """What a retiring worker may take longer; see `serving.server`."""
 DRAIN_STOP_S = 10.0
 START_S = 120.0
+KILL_S = 10.0
 CRASHED = 1
 """Our exit code for a child that ended without one of its own."""
 
 
 class StartFailed(Exception):
-    """A child ended instead of becoming ready; it has said why."""
+    """A child ended instead of becoming ready, and has said why, or it was killed because it did neither."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"a child ended at its start with code {code}")
@@ -96,8 +97,21 @@ class Spawner:
         self._pages: set[int] = set()
 
     async def start(self, role: Role) -> Child:
-        """A new process."""
+        """A new process.
+
+        Raises:
+            OSError: the system has no room for another one.
+        """
         page = next(number for number in range(FIRST_PAGE, N_PAGES) if number not in self._pages)
+        self._pages.add(page)  # Before the first await: others may be starting at the same time.
+        try:
+            process, is_ready = await self._spawn(role, page)
+        except BaseException:
+            self._pages.discard(page)
+            raise
+        return Child(process, page, is_ready)
+
+    async def _spawn(self, role: Role, page: int) -> tuple[Process, asyncio.Future[bool]]:
         listeners = [listener.fileno() for listener in self._listeners if role.is_worker]
         receiving, sending = os.pipe()
         is_ready = _said_down(receiving)
@@ -113,8 +127,7 @@ class Spawner:
             )
         finally:
             os.close(sending)
-        self._pages.add(page)
-        return Child(process, page, is_ready)
+        return process, is_ready
 
     def release(self, child: Child) -> None:
         """It is dead; what it counted stays."""
@@ -172,15 +185,19 @@ class Keeper:
         """Start a worker; return when it is ready. Only the first one may fail this way.
 
         Raises:
-            StartFailed: it ended instead.
+            StartFailed: it ended instead, or was not ready in time.
         """
         self.begin()
         assert self._task is not None
         waiting = asyncio.create_task(self._has_started.wait())
         await asyncio.wait([self._task, waiting], timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
-        if self._task.done() and not self._has_started.is_set():
-            raise StartFailed(self._task.result())
+        if self._has_started.is_set():
+            return
+        if not self._task.done():
+            log.error("child_not_ready", child=self._role.name, after_s=START_S)
+            await self.stop(signal.SIGKILL, KILL_S)
+        raise StartFailed(self._task.result())
 
     async def stop(self, number: int, within_s: float) -> None:
         """Send a signal and start no other; kill what has not ended in time."""
@@ -202,26 +219,38 @@ class Keeper:
 
     async def _keep(self) -> int:
         while True:
-            self._child = child = await self._spawner.start(self._role)
-            child.is_ready.add_done_callback(partial(self._note_ready, child.process.pid))
-            if self._is_over.is_set():
-                self.send(signal.SIGTERM)  # We were told while it was being started.
-            code = await child.process.wait()
-            self._spawner.release(child)
+            code = await self._run_child()
             if self._is_over.is_set() or (self._role.is_worker and not self._has_started.is_set()):
                 return code
-            if await self._is_over_within(self._pause_after(child, code)):
+            if await self._is_over_within(self._pause_after(code)):
                 return code
+
+    async def _run_child(self) -> int:
+        """Start a child and wait for its end; its exit code."""
+        self._child = None
+        try:
+            self._child = child = await self._spawner.start(self._role)
+        except OSError as exc:
+            log.error("child_not_started", child=self._role.name, reason=str(exc))
+            return CRASHED
+        child.is_ready.add_done_callback(partial(self._note_ready, child.process.pid))
+        if self._is_over.is_set():
+            self.send(signal.SIGTERM)  # We were told while it was being started.
+        code = await child.process.wait()
+        self._spawner.release(child)
+        return code
 
     def _note_ready(self, pid: int, is_ready: asyncio.Future[bool]) -> None:
         if is_ready.result():
             self._has_started.set()
             log.info("child_ready", child=self._role.name, pid=pid)
 
-    def _pause_after(self, child: Child, code: int) -> float:
-        self._n_failures = 0 if child.was_ready() else self._n_failures + 1
+    def _pause_after(self, code: int) -> float:
+        child = self._child
+        self._n_failures = 0 if child is not None and child.was_ready() else self._n_failures + 1
         pause_s = RESTART_PAUSES_S[min(self._n_failures, len(RESTART_PAUSES_S)) - 1] if self._n_failures else RESTART_S
-        log.warning("child_ended", child=self._role.name, pid=child.process.pid, code=code, restart_in_s=pause_s)
+        pid = None if child is None else child.process.pid
+        log.warning("child_ended", child=self._role.name, pid=pid, code=code, restart_in_s=pause_s)
         return pause_s
 
     async def _is_over_within(self, pause_s: float) -> bool:

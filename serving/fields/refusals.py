@@ -45,8 +45,12 @@ GRAMMARS = (
     | refuse("grammars and regular expressions are compiled by the engine", "regex grammar structural_tag choice")
     | refuse("grammars and regular expressions are compiled by the engine", "whitespace_pattern")
 )
-IN_STRUCTURED_OUTPUTS = GRAMMARS | refuse("use response_format", "json_object") | refuse(
-    "it is the engine's own", "_backend _backend_was_auto disable_any_whitespace disable_additional_properties"
+IN_STRUCTURED_OUTPUTS = (
+    GRAMMARS
+    | refuse("use response_format", "json_object")
+    | refuse(
+        "it is the engine's own", "_backend _backend_was_auto disable_any_whitespace disable_additional_properties"
+    )
 )
 IN_RESPONSE_FORMAT = refuse("grammars are compiled by the engine", "format structures triggers grammar structural_tag")
 NOT_AVAILABLE = refuse(

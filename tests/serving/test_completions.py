@@ -350,7 +350,6 @@ def test_a_missing_adapter_is_replaced_by_the_control(make_settings: MakeSetting
         assert response.headers["x-pawl-model"] == response.json()["model"] == "base-model"
         engine.adapters["base-model--r0001-1a2b3c4d"] = "somewhere"
 
-
         def treated() -> bool:
             later = client.post(CHAT, json={**QUESTION, "user": "ada"})
             return later.headers["x-pawl-variant"] == "treatment"

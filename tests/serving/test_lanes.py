@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import orjson
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pawl.settings import Settings
 from tests.fake_vllm import FakeVLLM
 from tests.serving.faulty_engine import FaultyEngine, answer_well, faulty_engine
 from tests.serving.raw_server import connected, request, rest_of, said, served_raw
 from tests.serving.talk import CHAT
+from tests.serving.test_faults_leaving import LANES
 from tests.serving.waiting import eventually
 
 CHUNKED = "transfer-encoding: chunked"
@@ -219,6 +222,35 @@ def test_a_large_body_is_refused_before_it_is_there(lane: Lane, is_chunked: bool
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in answer
     assert len(lane.engine.asked) == n_asked
+
+
+@LANES
+@pytest.mark.parametrize(("path", "route"), [(CHAT, "chat.completions"), ("/v1/messages", "messages")])
+@pytest.mark.parametrize(("inbound", "is_sane"), [("mine-1", True), ("x" * 200, False)])
+def test_a_body_that_comes_too_slowly_is_answered_alike(
+    make_settings: Callable[..., Settings], fast_lane: bool, path: str, route: str, inbound: str, is_sane: bool
+) -> None:
+    with served_raw(make_settings(fast_lane=fast_lane, timeouts={"request_body_s": 0.3})) as address:
+        before = n_counted(address, route)
+        with connected(address) as connection:
+            connection.sendall(request(path, question("mark-1"), f"x-request-id: {inbound}")[:-5])
+            (answer,) = answers_in(rest_of(connection))
+        eventually(lambda: n_counted(address, route) == before + 1)
+    assert answer.status == 408
+    assert (answer.headers["x-request-id"] == inbound) == is_sane
+    assert answer.headers["connection"] == "close"
+    assert answer.headers["date"]
+    body = orjson.loads(answer.body)
+    assert (body["error"]["code"], body.get("type")) == ("request_timeout", "error" if route == "messages" else None)
+
+
+def n_counted(address: tuple[str, int], route: str) -> float:
+    """Requests of a route that the metrics speak of."""
+    text = httpx2.get("http://{}:{}/metrics".format(*address), timeout=20).text
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return sum(
+        sample.value for sample in samples if sample.name == "pawl_requests_total" and sample.labels["route"] == route
+    )
 
 
 def test_a_body_just_within_the_limit_is_taken(lane: Lane) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 
@@ -12,9 +13,14 @@ import orjson
 import pytest
 
 from pawl.settings import Settings
+from serving.patience import PatientHttpProtocol
 from tests.fake_vllm import FakeVLLM
+from tests.serving.conftest import serving
+from tests.serving.faulty_engine import Asked, completion, faulty_engine, whole
 from tests.serving.raw_server import connected, request, rest_of, said, served_raw
 from tests.serving.talk import CHAT, QUESTION, STREAM
+from tests.serving.test_faults_leaving import LANES
+from tests.serving.test_faults_slow_readers import slow_reader
 from tests.serving.test_framing import BODY, COLD, HOT
 from tests.serving.waiting import eventually
 
@@ -116,3 +122,69 @@ def test_without_an_idle_connection_the_newcomer_is_refused(
             assert answer.startswith(b"HTTP/1.1 503 ")
             assert b"\r\nretry-after: " in answer
         assert all(b"data: [DONE]" in rest_of(connection) for connection in busy)
+
+
+LARGE = "x" * 6_000_000
+
+
+async def at_length(asked: Asked) -> None:
+    """More than the system takes for a client that does not read."""
+    await asked.say(whole(completion(LARGE)))
+
+
+@LANES
+def test_an_answer_that_is_still_being_read_is_not_cut_off(
+    make_settings: Callable[..., Settings], fast_lane: bool
+) -> None:
+    with faulty_engine(at_length) as engine:
+        settings = make_settings(model={"engines": [engine.url]}, fast_lane=fast_lane, timeouts={"idle_s": 0.3})
+        with serving(settings, FakeVLLM()) as served, slow_reader(at(served.url), QUESTION) as connection:
+            eventually(lambda: engine.asked and not served.gateway.relay.calls)
+            time.sleep(1.5)  # Longer than a connection may be idle.
+            assert_read_to_its_end(connection)
+
+
+@LANES
+def test_an_answer_that_is_still_being_read_makes_no_room(
+    make_settings: Callable[..., Settings], fast_lane: bool
+) -> None:
+    with faulty_engine(at_length) as engine:
+        settings = make_settings(model={"engines": [engine.url]}, fast_lane=fast_lane, max_connections=1)
+        with serving(settings, FakeVLLM()) as served, slow_reader(at(served.url), QUESTION) as connection:
+            eventually(lambda: engine.asked and not served.gateway.relay.calls)
+            assert said(at(served.url), b"").startswith(b"HTTP/1.1 503 ")
+            assert_read_to_its_end(connection)
+
+
+def assert_read_to_its_end(connection: socket.socket) -> None:
+    """The whole large answer comes."""
+    received = bytearray()
+    while not received.endswith(b"}}"):
+        part = connection.recv(65536)
+        assert part
+        received += part
+    assert received.count(b"x" * 1000) == len(LARGE) // 1000
+
+
+def at(url: str) -> tuple[str, int]:
+    """The address in a URL."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
+def test_a_fault_at_one_connection_does_not_end_the_limits(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overdue = PatientHttpProtocol.overdue
+    faults = [ZeroDivisionError()]
+
+    def faulty(connection: PatientHttpProtocol) -> None:
+        if faults:
+            raise faults.pop()
+        overdue(connection)
+
+    monkeypatch.setattr(PatientHttpProtocol, "overdue", faulty)
+    with served_raw(make_settings(timeouts=BRISK)) as address, ExitStack() as stack:
+        silent = [stack.enter_context(connected(address)) for _ in range(2)]
+        assert [rest_of(connection) for connection in silent] == [b"", b""]
+    assert not faults

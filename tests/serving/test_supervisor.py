@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,12 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from monitoring.board import FIRST_PAGE, Board
 from pawl.database import open_database, upgrade
 from pawl.errors import ConfigurationError
 from pawl.settings import DatabaseSettings
-from serving.supervisor import listen
+from serving import supervisor
+from serving.supervisor import Child, Keeper, Role, Spawner, StartFailed, listen
 from tests.fake_vllm import Behaviour, FakeVLLM
 from tests.servers import free_port, running
 from tests.serving.gateway_process import GatewayProcess, command_of
@@ -74,13 +80,22 @@ def ask(url: str, path: str = CHAT, body: Any = QUESTION) -> int:
     return httpx2.post(url + path, json=body, timeout=20).status_code
 
 
+@contextmanager
+def stands_still(pid: int) -> Iterator[None]:
+    """A process that does nothing meanwhile, and goes on afterwards whatever happened."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_every_worker_answers_on_the_one_port(process: GatewayProcess) -> None:
     workers = process.workers()
     assert len(workers) == N_WORKERS
     for stopped in workers:
-        os.kill(stopped, signal.SIGSTOP)
-        assert [ask(process.url) for _ in range(5)] == [200] * 5
-        os.kill(stopped, signal.SIGCONT)
+        with stands_still(stopped):
+            assert [ask(process.url) for _ in range(5)] == [200] * 5
 
 
 def test_a_killed_worker_is_replaced_and_the_others_go_on(process: GatewayProcess) -> None:
@@ -170,9 +185,8 @@ def counted(process: GatewayProcess) -> dict[str, float]:
 def test_one_scrape_counts_for_all_workers_and_the_dead(process: GatewayProcess) -> None:
     first, second = process.workers()
     for stopped in (first, second):
-        os.kill(stopped, signal.SIGSTOP)  # So that each answers some.
-        assert [ask(process.url, "/v1/completions", PROMPT) for _ in range(3)] == [200] * 3
-        os.kill(stopped, signal.SIGCONT)
+        with stands_still(stopped):  # So that each answers some.
+            assert [ask(process.url, "/v1/completions", PROMPT) for _ in range(3)] == [200] * 3
 
     def all_six() -> dict[str, float] | None:
         sums = counted(process)
@@ -185,7 +199,7 @@ def test_one_scrape_counts_for_all_workers_and_the_dead(process: GatewayProcess)
     assert sums["pawl_requests_in_flight"] == 0
     os.kill(first, signal.SIGKILL)
     eventually(lambda: len(process.ready_workers()) == N_WORKERS, within_s=30)
-    assert counted(process)["pawl_requests_total"] == 6
+    eventually(all_six, within_s=30)
 
 
 def test_a_second_signal_cuts_off_at_once(tmp_path: Path, configuration: dict[str, Any], engine: FakeVLLM) -> None:
@@ -261,3 +275,86 @@ def test_a_name_with_several_addresses_is_listened_on_at_all_of_them() -> None:
     finally:
         for listener in listeners:
             listener.close()
+
+
+QUICK = Role("quick", "keyword", is_worker=False)
+"""Ends at once."""
+
+
+async def ended(spawner: Spawner, child: Child) -> None:
+    """Wait for a child's end."""
+    await child.process.wait()
+    await child.is_ready
+    spawner.release(child)
+
+
+def test_children_that_start_together_have_pages_of_their_own() -> None:
+    async def pages() -> list[int]:
+        spawner = Spawner([], Board.create(), os.environ)
+        children = await asyncio.gather(*(spawner.start(QUICK) for _ in range(3)))
+        await asyncio.gather(*(ended(spawner, child) for child in children))
+        return [child.page for child in children]
+
+    assert sorted(asyncio.run(pages())) == [FIRST_PAGE, FIRST_PAGE + 1, FIRST_PAGE + 2]
+
+
+def test_a_child_that_cannot_be_started_takes_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def page() -> int:
+        spawner = Spawner([], Board.create(), os.environ)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", "/no/such/program")
+            with pytest.raises(FileNotFoundError):
+                await spawner.start(QUICK)
+        child = await spawner.start(QUICK)
+        await ended(spawner, child)
+        return child.page
+
+    assert asyncio.run(page()) == FIRST_PAGE
+
+
+class LateSpawner(Spawner):
+    """The system has no room for the first children."""
+
+    n_asked = 0
+
+    async def start(self, role: Role) -> Child:
+        self.n_asked += 1
+        if self.n_asked < 3:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return await super().start(role)
+
+
+@pytest.fixture
+def late(tmp_path: Path) -> LateSpawner:
+    """Knows a module whose process never becomes ready."""
+    (tmp_path / "hangs.py").write_text("import time\n\ntime.sleep(600)\n")
+    return LateSpawner([], Board.create(), {**os.environ, "PYTHONPATH": str(tmp_path)})
+
+
+def test_a_worker_that_does_not_become_ready_is_killed_and_has_failed(
+    late: LateSpawner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "START_S", 0.5)
+    late.n_asked = 3
+
+    async def start() -> int | None:
+        keeper = Keeper(Role("worker", "hangs", is_worker=True), late)
+        with pytest.raises(StartFailed):
+            await keeper.start()
+        assert keeper._child is not None
+        return keeper._child.process.returncode
+
+    assert asyncio.run(start()) == -signal.SIGKILL
+
+
+def test_a_child_that_cannot_be_started_is_tried_again(late: LateSpawner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_PAUSES_S", (0.01,))
+
+    async def n_asked() -> int:
+        keeper = Keeper(Role("drain", "hangs", is_worker=False), late)
+        keeper.begin()
+        await asyncio.to_thread(eventually, lambda: keeper._child, within_s=30)
+        await keeper.stop(signal.SIGKILL, 10.0)
+        return late.n_asked
+
+    assert asyncio.run(n_asked()) == 3
