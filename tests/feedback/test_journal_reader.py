@@ -57,7 +57,7 @@ def test_a_torn_tail_is_cut_at_every_offset(
     for cut in range(len(tail)):
         for below in (b"", bytes(len(tail)), leftover[cut : len(tail)]):
             torn = tail[:cut] + below
-            if torn != tail:
+            if not torn.startswith(tail):  # What was cut off may be zeros itself.
                 assert parts_of(whole + torn, after=99) == before
 
 

@@ -235,7 +235,7 @@ def test_a_body_that_comes_too_slowly_is_answered_alike(
         with connected(address) as connection:
             connection.sendall(request(path, question("mark-1"), f"x-request-id: {inbound}")[:-5])
             (answer,) = answers_in(rest_of(connection))
-        eventually(lambda: n_counted(address, route) == before + 1)
+        eventually(lambda: n_counted(address, route) > before)
     assert answer.status == 408
     assert (answer.headers["x-request-id"] == inbound) == is_sane
     assert answer.headers["connection"] == "close"

@@ -19,7 +19,7 @@ from serving.connections import EnginePool
 from serving.replicas import MIN_RETRIES, Replica, ReplicaSet, RetryBudget, all_replicas, conversation_of, replica_sets
 from serving.request_fields import FieldLimits, parse_request
 
-RULES = ReplicaSettings()
+RULES = ReplicaSettings(max_concurrency=256)
 LIMITS = FieldLimits()
 SYSTEM = {"role": "system", "content": "Be brief."}
 AFFINITIES = st.integers(0, 2**64 - 1)
