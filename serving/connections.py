@@ -262,6 +262,12 @@ class EnginePool:
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(self._idle_s, self._sweep)
 
+    def drop_idle(self) -> None:
+        """Close what waits for a request."""
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.drop()
+
     def forget_idle(self, connection: _Connection) -> None:
         with contextlib.suppress(ValueError):  # The sweep and a request take it out themselves.
             self._idle.remove(connection)
@@ -509,6 +515,8 @@ class _Connection(_Response):
     def _died(self) -> None:
         if self._sent is not None:
             is_stale = self._is_reused and monotonic() - self._begun_at < STALE_S
+            if is_stale:
+                self._pool.drop_idle()  # Closed too, most likely: the next attempt shall have a fresh one.
             self.fail("stale" if is_stale else "reset")
 
 
