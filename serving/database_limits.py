@@ -206,7 +206,8 @@ class DatabaseLimiter:
         arriving = asyncio.wrap_future(running)
         arriving.add_done_callback(lambda done: note(outcome_of(done)))
         try:
-            return await asyncio.wait_for(asyncio.shield(arriving), self._patience_s)
+            async with asyncio.timeout(self._patience_s):
+                return await asyncio.shield(arriving)
         except (sa.exc.SQLAlchemyError, TimeoutError, OSError) as exc:
             LIMIT_STORE_CALLS.labels(outcome="unavailable").inc()
             if self.is_database_up:

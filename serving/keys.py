@@ -221,7 +221,8 @@ class KeyRing:
         """
         wish = self._make_wish()
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.wrap_future(wish), PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                await asyncio.wrap_future(wish)
         if not wish.done() or not self.is_database_up:
             raise unavailable()
 

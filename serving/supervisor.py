@@ -255,7 +255,8 @@ class Keeper:
 
     async def _is_over_within(self, pause_s: float) -> bool:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._is_over.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._is_over.wait()
         return self._is_over.is_set()
 
 

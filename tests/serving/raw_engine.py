@@ -54,7 +54,8 @@ class Peer:
     async def close(self) -> None:
         self._writer.close()
         with suppress(ConnectionError, TimeoutError, ssl.SSLError):
-            await asyncio.wait_for(self._writer.wait_closed(), 5)
+            async with asyncio.timeout(5):
+                await self._writer.wait_closed()
 
     def _duplicate(self) -> socket.socket:
         return socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -274,9 +274,10 @@ async def test_a_place_won_by_somebody_who_is_leaving_goes_to_the_next(n_turns: 
     await settle()
 
 
-async def refusal_of(entering: Coroutine[None, None, None]) -> Overloaded:
+async def refusal_of(entering: Awaitable[None]) -> Overloaded:
     with pytest.raises(Overloaded) as refused:
-        await entering
+        async with asyncio.timeout(60.0):
+            await entering
     return refused.value
 
 
@@ -290,7 +291,7 @@ async def test_a_full_line_refuses_at_once_and_says_when_to_come_back() -> None:
     assert (refused.status, refused.type, refused.code) == (503, "overloaded_error", "overloaded")
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     more_important = asyncio.create_task(admission.enter(6))
-    displaced = await refusal_of(asyncio.wait_for(waiting, 60.0))
+    displaced = await refusal_of(waiting)
     assert "priority" in displaced.message
     assert metric("pawl_rate_limited_total", reason="queue") == before + 2
     admission.leave()
@@ -300,7 +301,7 @@ async def test_a_full_line_refuses_at_once_and_says_when_to_come_back() -> None:
 async def test_nobody_waits_longer_than_is_allowed() -> None:
     admission = entrance(1, QueueSettings(max_wait_s=0.05))
     assert admission.try_enter()
-    refused = await refusal_of(asyncio.wait_for(admission.enter(0), 60.0))
+    refused = await refusal_of(admission.enter(0))
     assert "in time" in refused.message
     assert (len(admission.gate.line), admission.gate.n_inside) == (0, 1)
 
@@ -380,7 +381,7 @@ async def test_a_stopping_gateway_lets_nobody_in_and_ends_what_runs() -> None:
     waiting = asyncio.create_task(admission.enter(0))
     await settle()
     in_flight.drain()
-    assert (await refusal_of(asyncio.wait_for(waiting, 60.0))).code == "shutting_down"
+    assert (await refusal_of(waiting)).code == "shutting_down"
     assert (await refusal_of(admission.enter(9))).code == "shutting_down"
     assert not admission.try_enter()
     assert "running" in in_flight

@@ -715,6 +715,20 @@ async def test_a_started_limiter_gives_back_by_itself(database: Database) -> Non
     await limiter.stop()
 
 
+async def test_a_cancelled_question_stays_cancelled_though_its_answer_comes_at_that_moment(database: Database) -> None:
+    """Else the one who stops the limiter would wait for ever for its flusher."""
+    limiter = open_limiter(LimitSettings(store="database"), database, Clock())
+    assert isinstance(limiter, DatabaseLimiter)
+
+    def leave(_: bool | None) -> None:
+        asking.cancel()
+
+    asking = asyncio.create_task(limiter._call(lambda: True, leave))
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await limiter.stop()
+
+
 async def test_stopping_gives_back_all_but_what_is_in_use(database: Database, clock: Clock) -> None:
     limiter = limiter_on(database, clock)
     key = key_of(KeyLimits(tokens_per_minute=6400, concurrency=640))
