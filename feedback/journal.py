@@ -1,9 +1,12 @@
 """The journal: what the gateway acknowledges is in here before the client gets its last byte.
 
 Interactions come by the ten thousand a second, on the thread that also relays their bytes. So a record costs that
-thread one join and one checksum; everything that came in one turn of the event loop then goes to a writer thread as one
-group, which is one write and one flush with the interpreter's lock released, and comes back as one call on the loop. At
+thread one join and one checksum; everything that came in one turn of the event loop then goes down a pipe to a writer
+(`feedback.journal_writer`) as one group, which is one write and one flush, and comes back as one event on the loop. At
 most one group is on its way at a time: the longer the disk takes, the larger the next group.
+
+The writer is best a process of its own: a thread has to get the interpreter's lock back after every write, from an
+event loop that has it nearly always, and the two wake each other in vain. That cost more than writing.
 
 A segment that fails to write or to flush is given up: after a failed flush the kernel may have dropped the very pages
 it could not write, and a second flush would report success ("fsyncgate"; Rebello et al., Can Applications Recover from
@@ -13,19 +16,22 @@ fsync Failures?, USENIX ATC 2020). Nothing is acknowledged again before a fresh 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
-import queue
 import threading
+import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
+from feedback.journal_line import Carrier, Line, StartWriter, as_thread
 from feedback.journal_reader import first_seq, last_seq, waiting_since
+from feedback.journal_writer import Plan, State
 from feedback.segment_files import LOCK, lock, read_position, reserve_position
-from feedback.segment_writer import SegmentWriter
 from feedback.segments import CRC_BYTES, FRAME, SALT_BYTES
 from feedback.spool import SpoolSize
 from pawl.clock import Clock
@@ -45,9 +51,11 @@ HANGING_S = 10.0
 """A write that has taken longer does not come back: the disk counts as refusing until it does."""
 SIBLINGS = 5
 HOLD_S = 0.001
-"""After a group of at least so many the next one is held for so long, and grows: a write costs the same for five
-records as for fifty. PostgreSQL does the same with `commit_siblings` and `commit_delay`. That many in the time of one
-write are thousands a second, so a quiet gateway never waits."""
+"""After a group of at least so many the next one is held for up to so long, and grows: a write costs the same for five
+records as for fifty. PostgreSQL does the same with `commit_siblings` and `commit_delay`; here the hold ends with the
+first turn of the loop that brings no more, so nobody waits while there is nothing else to do."""
+RESTART_S = 0.5
+"""A writer that has ended by itself is replaced after this time."""
 LOCK_PATIENCE_S = 1.0
 """A drain that looks whether this directory is abandoned holds the lock for a moment."""
 
@@ -75,8 +83,12 @@ class Journal:
         segment_bytes: int,
         on_durable: Callable[[], None] = lambda: None,
         clock: Clock = wall_clock,
+        start_writer: StartWriter | None = None,
     ) -> None:
         """Lock the directory and find out where its last writer stopped.
+
+        Args:
+            start_writer: `journal_line.as_process`, or as the default, a thread of this process.
 
         Raises:
             SpoolUnavailable: another process writes there, or the directory cannot be used.
@@ -90,40 +102,49 @@ class Journal:
         self._on_durable = on_durable
         self._max_group_bytes = min(MAX_GROUP_BYTES, segment_bytes // 4)
         self._last_seq = last_seq(directory)
-        self._writer = SegmentWriter(
-            directory, self._salt, self._last_seq, max_bytes=max_bytes, segment_bytes=segment_bytes, clock=clock
-        )
         self._floor = first_seq(directory, self._last_seq) - 1
+        self._plan = Plan(directory, self._salt, self._last_seq, max_bytes, segment_bytes)
+        self._start_writer = start_writer or as_thread(clock)
+        self._state = State(self._last_seq, 0, is_answer=False, is_kept=False, is_healthy=True, is_full=False)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._filling = Group()
         self._filled: deque[Group] = deque()
+        self._sent: deque[Group] = deque()
         self._n_waiting_bytes = 0
         self._is_busy = False
         self._is_closed = False
         self._written_since = 0.0
-        self._groups: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
-        self._worker = threading.Thread(target=self._run, name="journal-writer", daemon=True)
-        self._worker.start()
+        self._hold_until = 0.0
+        self._n_held = 0
+        self._ended: list[Carrier] = []
+        self._line: Line | None = self._open_line()
 
     @property
     def is_healthy(self) -> bool:
         """False from a failed write until the disk has taken a fresh segment, and while a write hangs."""
-        return self._writer.is_healthy and (not self._written_since or self._clock() - self._written_since < HANGING_S)
+        return self._state.is_healthy and (not self._written_since or self._clock() - self._written_since < HANGING_S)
 
     @property
     def is_full(self) -> bool:
         """No new work should be taken on: what is left is for the requests that run."""
-        return self._writer.is_full or self._n_waiting_bytes > MAX_WAITING_BYTES // 2
+        return self._state.is_full or self._n_waiting_bytes > MAX_WAITING_BYTES // 2
+
+    @property
+    def kept_seq(self) -> int:
+        """The last record that is known to be on disk; they are counted from 1."""
+        return self._state.kept_seq
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
         """The loop that appends, and on which `done` and `on_durable` are called."""
         self._loop = loop
+        if self._line is not None:
+            loop.add_reader(self._line.hearing, self._hear)
 
     def append(self, meta: bytes, request: bytes, response: bytes, done: Done) -> None:
         """Keep one record; `done(True)` once it is on disk, `done(False)` if it is not kept. Never blocks."""
         loop = self._loop
         assert loop is not None, "bind() comes first"
-        if self._is_closed or not self._writer.is_healthy or self._n_waiting_bytes > MAX_WAITING_BYTES:
+        if self._is_closed or not self._state.is_healthy or self._n_waiting_bytes > MAX_WAITING_BYTES:
             loop.call_soon(done, False)
             return
         seq = self._last_seq = self._last_seq + 1
@@ -150,83 +171,199 @@ class Journal:
         """
         position = read_position(self.directory)
         drained = max(position.seq if position else 0, self._floor)
-        rows = max(0, self._writer.kept_seq - drained)
+        rows = max(0, self.kept_seq - drained)
         return SpoolSize(rows, waiting_since(self.directory, position) if rows else None)
 
-    def close(self) -> None:
-        """Commit what waits, then stop. Safe to call twice. Every `done` was called, or is the running loop's next."""
-        if not self._is_closed:
-            self._stop_taking()
-            self._worker.join(HANGING_S)
-            if self._worker.is_alive():
-                log.error("journal_hangs", directory=str(self.directory))
-                return
-            self._writer.close()
-            self._lock_file.close()
-
-    def _stop_taking(self) -> None:
-        """End the appending on the loop's own thread, so that no record slips in between."""
-        loop = self._loop
-        if loop is None or not loop.is_running() or asyncio._get_running_loop() is loop:
-            self._hand_over_the_last()
-            return
-        is_over = threading.Event()
-        loop.call_soon_threadsafe(self._hand_over_the_last)
-        loop.call_soon_threadsafe(is_over.set)
-        is_over.wait(CLOSE_PATIENCE_S)
-
-    def _hand_over_the_last(self) -> None:
-        self._is_closed = True
-        for group in (*self._filled, self._filling):
-            if group.dones:
-                self._groups.put(group)
-        self._filled.clear()
-        self._filling = Group()
-        self._groups.put(None)
+    # Groups on their way.
 
     def _hand_over(self) -> None:
-        if self._is_closed:
+        if self._is_closed or self._line is None:
             return
         if self._filled:
-            self._groups.put(self._filled.popleft())
+            self._send(self._line, self._filled.popleft())
         elif self._filling.dones:
-            self._groups.put(self._filling)
-            self._filling = Group()
+            group, self._filling = self._filling, Group()
+            self._send(self._line, group)
         else:
             self._is_busy = False
+
+    def _send(self, line: Line, group: Group) -> None:
+        self._sent.append(group)
+        self._written_since = self._clock()
+        with suppress(BrokenPipeError):  # Its last word is on the way to `_hear`.
+            if not line.send(group.parts, group.n_bytes, group.last_seq) and self._loop is not None:
+                self._loop.add_writer(line.sending, self._send_rest)
+
+    def _send_rest(self) -> None:
+        line, loop = self._line, self._loop
+        assert line is not None
+        assert loop is not None
+        try:
+            is_sent = line.send_rest()
+        except BrokenPipeError:
+            is_sent = True
+        if is_sent:
+            loop.remove_writer(line.sending)
+
+    def _hear(self) -> None:
+        assert self._line is not None
+        try:
+            states = self._line.hear()
+        except EOFError:
+            self._writer_ended(self._line)
+            return
+        for state in states:
+            if group := self._note(state):
+                self._collect(group, state.is_kept)
+
+    def _note(self, state: State) -> Group | None:
+        """Take in what the writer says; return the group that it is about, if any."""
+        before, self._state = self._state, state
+        if before.is_healthy and not state.is_healthy:
+            log.error("journal_unwritable", directory=str(self.directory), reason=os.strerror(state.error))
+        elif state.is_healthy and not before.is_healthy:
+            log.info("journal_writable_again", directory=str(self.directory))
+        if not state.is_answer:
+            return None
+        self._written_since = 0.0
+        return self._sent.popleft()
 
     def _collect(self, group: Group, is_kept: bool) -> None:
         """On the loop: send the next group off, then tell everyone in this one."""
         if self._loop is not None and not self._filled and len(group.dones) >= SIBLINGS and not self._is_closed:
-            self._loop.call_later(HOLD_S, self._hand_over)
+            self._hold_until = self._loop.time() + HOLD_S
+            self._n_held = 0
+            self._loop.call_soon(self._hold)
         else:
             self._hand_over()
+        self._tell(group, is_kept)
+        if is_kept:
+            self._on_durable()
+
+    def _hold(self) -> None:
+        """Let the next group grow for as long as every turn of the loop brings more."""
+        assert self._loop is not None
+        n_held = len(self._filling.dones)
+        if n_held == self._n_held or self._filled or self._loop.time() >= self._hold_until:
+            self._hand_over()
+        else:
+            self._n_held = n_held
+            self._loop.call_soon(self._hold)
+
+    def _tell(self, group: Group, is_kept: bool) -> None:
         self._n_waiting_bytes -= group.n_bytes
         for done in group.dones:
             try:
                 done(is_kept)
             except Exception as exc:  # noqa: BLE001 - one request's trouble must not keep the others waiting
                 log.error("journal_callback_failed", reason=type(exc).__name__)
-        if is_kept:
-            self._on_durable()
 
-    def _run(self) -> None:
-        while True:
-            try:
-                group = self._groups.get(timeout=self._writer.pause_s)
-            except queue.Empty:
-                self._writer.keep_house()
-                continue
-            if group is None:
-                return
-            self._written_since = self._clock()
-            is_kept = self._writer.write(group.parts, group.n_bytes, group.last_seq)
-            self._written_since = 0.0
-            self._report(group, is_kept)
+    # The writer's life.
+
+    def _open_line(self) -> Line:
+        plan = self._plan._replace(last_seq=self.kept_seq)
+        return Line(self._start_writer, plan, self._lock_file.fileno())
+
+    def _writer_ended(self, line: Line) -> None:
+        """It was killed, or has failed in a way of its own: what waits is not kept, and another one takes its place."""
+        assert self._loop is not None
+        log.error("journal_writer_ended", directory=str(self.directory))
+        self._leave_loop(line)
+        self._line = None
+        line.close()
+        self._ended.append(line.carrier)
+        self._state = self._state._replace(is_healthy=False, error=errno.EPIPE)
+        self._written_since = 0.0
+        self._loop.call_later(RESTART_S, self._restart)
+        for group in self._take_all():
+            self._tell(group, False)
+        self._is_busy = False
+
+    def _restart(self) -> None:
+        if self._is_closed or self._loop is None:
+            return
+        self._ended = [carrier for carrier in self._ended if not carrier.join(0.0)]
+        try:
+            self._line = self._open_line()
+        except OSError as exc:
+            log.error("journal_writer_not_started", reason=exc.strerror)
+            self._loop.call_later(RESTART_S, self._restart)
+            return
+        self._loop.add_reader(self._line.hearing, self._hear)
+
+    def _take_all(self) -> list[Group]:
+        """Every group that has not been answered, in order."""
+        groups = [group for group in (*self._sent, *self._filled, self._filling) if group.dones]
+        self._sent.clear()
+        self._filled.clear()
+        self._filling = Group()
+        return groups
+
+    def _leave_loop(self, line: Line) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(line.hearing)
+            self._loop.remove_writer(line.sending)
+
+    # The end.
+
+    def close(self) -> None:
+        """Commit what waits, then stop. Safe to call twice. Every `done` was called, or is the running loop's next."""
+        if not self._is_closed:
+            self._stop_taking()
+            for carrier in self._ended:
+                carrier.join(HANGING_S)
+            line, self._line = self._line, None
+            if line is not None:
+                self._finish(line)
+                line.close()
+                if not line.carrier.join(HANGING_S):
+                    log.error("journal_hangs", directory=str(self.directory))
+                    return
+            self._lock_file.close()
+
+    def _stop_taking(self) -> None:
+        """End the appending on the loop's own thread, so that no record slips in between."""
+        loop = self._loop
+        if loop is None or not loop.is_running() or asyncio._get_running_loop() is loop:
+            self._take_no_more()
+            return
+        is_over = threading.Event()
+        loop.call_soon_threadsafe(self._take_no_more)
+        loop.call_soon_threadsafe(is_over.set)
+        is_over.wait(CLOSE_PATIENCE_S)
+
+    def _take_no_more(self) -> None:
+        self._is_closed = True
+        if self._line is not None:
+            self._leave_loop(self._line)
+
+    def _finish(self, line: Line) -> None:
+        """Have the writer take all that waits, without the loop, and see what becomes of it."""
+        n_sent = len(self._sent)
+        groups = deque(self._take_all())
+        until = time.monotonic() + HANGING_S
+        try:
+            for group in list(groups)[n_sent:]:
+                line.send(group.parts, group.n_bytes, group.last_seq)
+            while groups and time.monotonic() < until:
+                line.wait(until - time.monotonic())
+                line.send_rest()
+                self._report_answered(line.hear(), groups)
+        except (BrokenPipeError, EOFError):
+            log.error("journal_writer_ended", directory=str(self.directory))
+            for group in groups:
+                self._report(group, False)
+
+    def _report_answered(self, states: Iterable[State], groups: deque[Group]) -> None:
+        for state in states:
+            if state.is_answer:
+                self._state = state
+                self._report(groups.popleft(), state.is_kept)
 
     def _report(self, group: Group, is_kept: bool) -> None:
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(self._collect, group, is_kept)
-        except RuntimeError:  # The loop is closed: nobody else can call them any more.
-            self._collect(group, is_kept)
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # It is closed: nobody else can call them any more.
+                loop.call_soon_threadsafe(self._collect, group, is_kept)
+                return
+        self._collect(group, is_kept)

@@ -8,8 +8,10 @@ never goes on in a segment of an earlier start, and a place names its segment's 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +29,7 @@ from feedback.segment_files import (
     remove_spares,
     segment_numbers,
     segment_path,
+    write_zeros,
 )
 from feedback.segments import (
     FRAME,
@@ -45,7 +48,6 @@ from feedback.segments import (
 log = structlog.get_logger()
 
 CHUNK_BYTES = 1024 * 1024
-MANY = 1_000_000
 MANY = 1_000_000
 KEPT_FILES = 2
 """Drained segments that a living journal gets back to write on."""
@@ -187,6 +189,7 @@ class JournalReader:
         self._committed = unpack_position(self._slots.read()) or NOWHERE
         self._cursor = self._committed
         self._losses: list[Loss] = []
+        self._taken_until = -math.inf
         remove_half_used(directory)
 
     def take(self, limit: int) -> list[Frame]:
@@ -195,6 +198,11 @@ class JournalReader:
         Raises:
             OSError: the disk cannot be read.
         """
+        frames = self._take(limit)
+        self._taken_until = frames[-1].at if frames else math.inf
+        return frames
+
+    def _take(self, limit: int) -> list[Frame]:
         numbers = segment_numbers(self.directory)
         for number in numbers:
             if number < self._cursor.number:
@@ -227,6 +235,28 @@ class JournalReader:
         """What was taken since the last `commit` could not be stored: it comes again."""
         self._cursor = self._committed
         self._losses.clear()
+
+    def is_past(self, at: float) -> bool:
+        """Whether everything that was appended until then has been taken and committed."""
+        return self._cursor == self._committed and self._taken_until > at
+
+    def wipe(self) -> None:
+        """Overwrite what the database has of the segment that is still written: somebody in it may have been erased.
+
+        The segments before are zeros already. The writer is further on and never looks back.
+
+        Raises:
+            OSError: it may still be there.
+        """
+        place = self._committed
+        if place.offset <= HEADER_BYTES:
+            return
+        for _ in range(2):  # Both slots: a place before this one would lead into zeros, which look like a loss.
+            self._slots.write(pack_position(place), is_durable=True)
+        with suppress(FileNotFoundError), opened(segment_path(self.directory, place.number), os.O_RDWR) as descriptor:
+            header = read_header(descriptor)
+            if header is not None and header.salt == place.salt:
+                write_zeros(descriptor, HEADER_BYTES, min(place.offset, os.fstat(descriptor).st_size))
 
     def _take_from(self, number: int, limit: int, *, is_last: bool) -> tuple[list[Frame], bool]:
         """Frames of one segment, or whether there will never be more of them."""

@@ -30,6 +30,7 @@ from feedback.segments import (
     unpack_position,
     unsealed,
 )
+from pawl.durability import sync_directory
 
 SUFFIX = ".segment"
 LOCK, SPARE, POSITION = "lock", "spare", "position"
@@ -74,12 +75,6 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
         os.close(descriptor)
 
 
-def sync_directory(directory: Path) -> None:
-    """Make names that were given or taken away in it durable."""
-    with opened(directory) as descriptor:
-        os.fsync(descriptor)
-
-
 def lock(path: Path, *, patience_s: float = 0.0) -> IO[str]:
     """Hold an advisory lock on a file until the result is closed.
 
@@ -91,11 +86,20 @@ def lock(path: Path, *, patience_s: float = 0.0) -> IO[str]:
         handle = path.open("a")
     except OSError as exc:
         raise SpoolUnavailable(f"the spool {path.parent} cannot be opened: {exc.strerror}") from exc
+    return hold(handle, path.parent, patience_s=patience_s)
+
+
+def hold(handle: IO[str], guarded: Path, *, patience_s: float) -> IO[str]:
+    """Lock an open file until it is closed.
+
+    Raises:
+        SpoolUnavailable: another process holds it, and so what it guards.
+    """
     until = time.monotonic() + patience_s
     while not _has_locked(handle):
         if time.monotonic() >= until:
             handle.close()
-            raise SpoolUnavailable(f"the spool {path.parent} is in use by another process")
+            raise SpoolUnavailable(f"the spool {guarded} is in use by another process")
         time.sleep(LOCK_POLL_S)
     return handle
 
@@ -117,7 +121,7 @@ def _has_locked(handle: IO[str]) -> bool:
     return True
 
 
-def write_durably(descriptor: int, parts: Sequence[bytes], n_bytes: int, offset: int) -> None:
+def write_durably(descriptor: int, parts: Sequence[bytes | memoryview], n_bytes: int, offset: int) -> None:
     """Put the parts at `offset` and wait until the disk has them; the interpreter's lock is free meanwhile.
 
     Where the system can write and flush in one call, the thread has to get that lock back once, not twice: on a
@@ -165,9 +169,14 @@ def fill_with_zeros(path: Path, n_bytes: int) -> None:
     """Overwrite or make the file; afterwards it holds zeros and nothing else, on disk."""
     with opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
         os.ftruncate(descriptor, min(n_bytes, os.fstat(descriptor).st_size))
-        for start in range(0, n_bytes, len(ZEROS)):
-            step = min(len(ZEROS), n_bytes - start)
-            write_durably(descriptor, [ZEROS[:step]], step, start)
+        write_zeros(descriptor, 0, n_bytes)
+
+
+def write_zeros(descriptor: int, start: int, end: int) -> None:
+    """Overwrite a part of a file; the disk has the zeros afterwards."""
+    for place in range(start, end, len(ZEROS)):
+        step = min(len(ZEROS), end - place)
+        write_durably(descriptor, [ZEROS[:step]], step, place)
 
 
 def begin_segment(directory: Path, header: Header) -> int:

@@ -1,4 +1,7 @@
-"""Writing a journal's segments: what one thread does with groups of frames, and another with the files to come."""
+"""Writing a journal's segments: what one thread does with groups of frames, and another with the files to come.
+
+No logging and little else is imported here: the process that does this is one more for every worker of a gateway.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-
-import structlog
 
 from feedback.segment_files import (
     SPARE,
@@ -23,11 +24,8 @@ from feedback.segment_files import (
 from feedback.segments import HEADER_BYTES, Header
 from pawl.clock import Clock
 
-log = structlog.get_logger()
-
 PROBE_S = 0.5
 """How often a disk that refused is tried again."""
-IDLE_S = 60.0
 HOUSEKEEPING_S = 1.0
 MAX_AGE_S = 6 * 3600.0
 """A segment is closed after this time even if it is not full, so that a text that was erased does not stay in it."""
@@ -98,13 +96,19 @@ class SegmentWriter:
         self._clock = clock
         self.kept_seq = last_seq
         """The last record that is on disk."""
-        self.is_healthy = True
+        self.error = 0
+        """Why the disk refuses, as the system numbers it."""
         position = read_position(directory)
         self._number = max([*segment_numbers(directory), position.number if position else 0])
         self._descriptor: int | None = None
         self._offset = 0
         self._opened_at = 0.0
         self._keeper = SpareKeeper(directory, max_bytes=max_bytes, segment_bytes=segment_bytes)
+
+    @property
+    def is_healthy(self) -> bool:
+        """False from a failed write until the disk has taken a fresh segment."""
+        return not self.error
 
     @property
     def is_full(self) -> bool:
@@ -117,9 +121,9 @@ class SegmentWriter:
     @property
     def pause_s(self) -> float:
         """How long to wait for work before `keep_house`."""
-        return IDLE_S if self.is_healthy else PROBE_S
+        return HOUSEKEEPING_S if self.is_healthy else PROBE_S
 
-    def write(self, parts: Sequence[bytes], n_bytes: int, last_seq: int) -> bool:
+    def write(self, parts: Sequence[bytes | memoryview], n_bytes: int, last_seq: int) -> bool:
         """Put a group of frames on disk; return whether it is there."""
         if not self.is_healthy:
             return False
@@ -184,8 +188,7 @@ class SegmentWriter:
 
     def _give_up(self, exc: OSError) -> None:
         """Never write to that file again, nor ask once more whether it is on disk."""
-        log.error("journal_unwritable", directory=str(self._directory), reason=exc.strerror)
-        self.is_healthy = False
+        self.error = exc.errno or errno.EIO
         self._close_segment()
 
     def _try_again(self) -> None:
@@ -196,5 +199,4 @@ class SegmentWriter:
             self._begin()
         except OSError:
             return
-        self.is_healthy = True
-        log.info("journal_writable_again", directory=str(self._directory))
+        self.error = 0

@@ -33,6 +33,7 @@ MODULES = (
     "pawl/ids.py",
     "serving/admission.py",
     "serving/call.py",
+    "serving/call_record.py",
     "serving/client.py",
     "serving/connections.py",
     "serving/fast_lane.py",

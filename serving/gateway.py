@@ -12,7 +12,9 @@ from feedback.drain import Drain
 from feedback.errors import SpoolUnavailable
 from feedback.journal import Journal
 from feedback.journal_drain import JournalDrain
+from feedback.journal_line import StartWriter, as_process, as_thread
 from feedback.spool import Spool
+from feedback.tombstone_store import open_watch
 from monitoring.loop_lag import watch_loop_lag
 from monitoring.metrics import BUILD_INFO, DEAD_LETTERS, SPOOL_OLDEST, SPOOL_ROWS
 from pawl.clock import Clock
@@ -27,6 +29,8 @@ from serving.asgi_lane import answer
 from serving.connections import EnginePool
 from serving.drain_process import count_tokens
 from serving.feedback_api import FeedbackDesk
+from serving.feedback_lane import FeedbackLane
+from serving.feedback_origins import Origins
 from serving.guards.guards import open_guards
 from serving.guards.storage import preparation_of
 from serving.health import HealthProbes
@@ -34,7 +38,7 @@ from serving.keys import KeyRing
 from serving.limiter import default_limits, open_limiter
 from serving.relay import Relay
 from serving.replicas import RetryBudget, all_replicas, replica_sets
-from serving.routes import HOT_PATHS
+from serving.routes import FEEDBACK_PATH, HOT_PATHS, BodyLimits, Keys
 from serving.routing import RouteTable
 from serving.slots import free_spool, starting_alone
 from serving.wire import Receive, Scope, Send
@@ -83,6 +87,7 @@ class Gateway:
             on_dead_letters=DEAD_LETTERS.inc,
             prepare_event=self._prepared.event,
             prepare_letter=self._prepared.letter,
+            erasures=open_watch(database, settings.state_dir, self.secret, self.spool.path, clock=clock),
         )
         self.journal_drain = self._make_journal_drain() if drains_here else None
         self.routes = RouteTable(serving.models, database, self.spool, poll_s=serving.route_poll_s)
@@ -102,6 +107,9 @@ class Gateway:
             join_window_s=serving.feedback_join_window_s,
             clock=clock,
         )
+        limits = BodyLimits(serving.max_body_bytes, serving.timeouts.request_body_s)
+        self._origins = Origins(serving.feedback_origins)
+        self._take_feedback = FeedbackLane(self.desk, keys=self.asked_keys, limits=limits)
         self.started_at = int(clock())
         ticks = [replicas.tick for replicas in self.replicas.values()]
         self._probes = HealthProbes(all_replicas(self.replicas.values()), serving.replicas, on_tick=ticks)
@@ -114,7 +122,18 @@ class Gateway:
             if route is not None:
                 await answer(self.relay, route, scope, receive, send)
                 return
-        await self.app(scope, receive, with_request_id(scope, send, self.clock))
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        opened = await self._origins.open(scope, with_request_id(scope, send, self.clock))
+        if opened is not None and scope["method"] == "POST" and scope["path"] == FEEDBACK_PATH:
+            await self._take_feedback(scope, receive, opened)
+        elif opened is not None:
+            await self.app(scope, receive, opened)
+
+    def asked_keys(self) -> Keys | None:
+        """Who knows the keys; None where none is asked for."""
+        return self.keys if self.settings.auth.required else None
 
     def _make_pool(self, url: str) -> EnginePool:
         pool = EnginePool(url, connect_s=self.settings.serving.timeouts.connect_s)
@@ -153,14 +172,16 @@ class Gateway:
         )
 
     def _make_journal_drain(self) -> JournalDrain:
+        directory = self.settings.state_dir / "spool"
         return JournalDrain(
-            self.settings.state_dir / "spool",
+            directory,
             self.database,
             clock=self.clock,
             on_stored=count_tokens,
             on_dead_letters=DEAD_LETTERS.inc,
             prepare=self._prepared.interaction,
             prepare_letter=self._prepared.letter,
+            erasures=open_watch(self.database, self.settings.state_dir, self.secret, directory, clock=self.clock),
         )
 
     @asynccontextmanager
@@ -236,8 +257,8 @@ def create_app(settings: Settings, *, clock: Clock = wall_clock, drains_here: bo
     """Put the gateway together; nothing listens and nothing connects yet.
 
     Args:
-        drains_here: Move this machine's completions to the database on a thread of this process; False where another
-            process does.
+        drains_here: Write this gateway's completions to disk, and move them to the database, on threads of this
+            process; False where other processes do.
 
     Raises:
         ConfigurationError: no model is configured, or a secret cannot be read.
@@ -245,7 +266,7 @@ def create_app(settings: Settings, *, clock: Clock = wall_clock, drains_here: bo
     """
     if not settings.serving.models:
         raise ConfigurationError("serving.models is empty: name at least one model and its engines")
-    records = open_records(settings, clock)
+    records = open_records(settings, clock, as_thread(clock) if drains_here else as_process)
     try:
         return Gateway(settings, open_database(settings.database), records, clock=clock, drains_here=drains_here)
     except BaseException:
@@ -253,7 +274,7 @@ def create_app(settings: Settings, *, clock: Clock = wall_clock, drains_here: bo
         raise
 
 
-def open_records(settings: Settings, clock: Clock) -> LocalRecords:
+def open_records(settings: Settings, clock: Clock, start_writer: StartWriter) -> LocalRecords:
     """The files of the first free slot; what dead processes left in theirs is taken over."""
     directory = settings.state_dir / "spool"
     limits = settings.serving.spool
@@ -262,7 +283,11 @@ def open_records(settings: Settings, clock: Clock) -> LocalRecords:
         spool = Spool(path, orphans=sorted(other for other in directory.glob("gateway-*.db") if other != path))
         try:
             journal = Journal(
-                directory / path.stem, max_bytes=limits.max_bytes, segment_bytes=limits.segment_bytes, clock=clock
+                directory / path.stem,
+                max_bytes=limits.max_bytes,
+                segment_bytes=limits.segment_bytes,
+                clock=clock,
+                start_writer=start_writer,
             )
         except BaseException:
             spool.close()

@@ -74,7 +74,7 @@ async def test_a_flush_that_fails_acknowledges_nothing_and_is_not_tried_again(
         assert not journal.is_healthy
         disk.error = None
         disk.written_to.clear()
-        eventually(lambda: journal.is_healthy)
+        await asyncio.to_thread(eventually, lambda: journal.is_healthy is True)
         assert all(await keep_all(journal, names(500, 510)))
     assert given_up not in disk.written_to
     assert [log["event"] for log in logs] == ["journal_unwritable", "journal_writable_again"]
@@ -89,7 +89,7 @@ async def test_a_write_that_is_cut_short_is_not_acknowledged(tmp_path: Path, dis
     disk.is_short = True
     assert not await keep(journal, b"lost", b"x" * 1000)
     disk.is_short = False
-    eventually(lambda: journal.is_healthy)
+    await asyncio.to_thread(eventually, lambda: journal.is_healthy is True)
     assert await keep(journal, b"after")
     journal.close()
     assert [name for name in names_in(tmp_path / "j") if name != b"lost"] == [b"before", b"after"]
@@ -103,7 +103,7 @@ async def test_records_the_disk_refused_are_not_missed(tmp_path: Path, disk: Dis
         disk.is_short = True
         await keep_all(journal, names(0, 7))
         disk.is_short = False
-        eventually(lambda: journal.is_healthy)
+        await asyncio.to_thread(eventually, lambda: journal.is_healthy is True)
     assert await keep(journal, b"kept")
     reader = JournalReader(tmp_path / "j", on_damage=losses.append)
     while reader.take(100):
@@ -144,7 +144,7 @@ async def test_a_disk_that_is_really_full(small_disk: Path) -> None:
         drained += [frame.meta for frame in frames]
         reader.commit()
     ballast.unlink()
-    eventually(lambda: journal.is_healthy and not journal.is_full)
+    await asyncio.to_thread(eventually, lambda: journal.is_healthy is True and not journal.is_full)
     assert await keep(journal, b"after")
     journal.close()
     drained += names_in(small_disk / "j")

@@ -17,6 +17,7 @@ KILLS = 12
 PROGRAM = """
 import asyncio, os, pathlib, sys
 from feedback.journal import Journal
+from feedback.journal_line import as_process
 async def client(journal, ledger, name):
     loop = asyncio.get_running_loop()
     turn = 0
@@ -28,7 +29,8 @@ async def client(journal, ledger, name):
         if await done:
             os.write(ledger, meta + b"\\n")
 async def main():
-    journal = Journal(pathlib.Path(sys.argv[1]), max_bytes=1 << 28, segment_bytes=1 << 16)
+    start = as_process if int(sys.argv[3]) % 2 else None
+    journal = Journal(pathlib.Path(sys.argv[1]), max_bytes=1 << 28, segment_bytes=1 << 16, start_writer=start)
     journal.bind(asyncio.get_running_loop())
     ledger = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     names = [b"%s-%d" % (sys.argv[3].encode(), number) for number in range(16)]

@@ -20,6 +20,7 @@ from feedback.store import get_interaction
 from pawl.settings import Settings
 from serving.errors import Overloaded
 from tests.fake_vllm import FakeVLLM
+from tests.gateway_configuration import settings_of
 from tests.serving.conftest import Served, serving
 from tests.serving.faulty_engine import (
     STREAM_HEAD,
@@ -39,7 +40,7 @@ from tests.serving.waiting import eventually
 
 MakeSettings = Callable[..., Settings]
 STOPS_WITHIN_S = 1.0
-SLACK_S = 4.0
+SLACK_S = 15.0
 """For a machine that is busy with something else; a client that is not noticed costs a minute."""
 LANES = pytest.mark.parametrize("fast_lane", [True, False], ids=["fast lane", "ASGI"])
 
@@ -52,14 +53,9 @@ class Scene:
     engine: FaultyEngine
     n_tasks: int
 
-    @property
-    def address(self) -> tuple[str, int]:
-        host, _, port = self.served.url.removeprefix("http://").partition(":")
-        return host, int(port)
-
     def asks(self, body: Any = QUESTION) -> socket.socket:
         """A connection with one whole request on it."""
-        connection = connected(self.address)
+        connection = connected(self.served.address)
         connection.sendall(request(CHAT, orjson.dumps(body)))
         return connection
 
@@ -70,24 +66,15 @@ class Scene:
 
     def n_kept(self) -> int:
         """Records that were ever written."""
-        return self.served.gateway.records.journal._writer.kept_seq
+        return self.served.gateway.records.journal.kept_seq
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["fast lane", "ASGI"])
 def shared_scene(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Scene]:
     directory = tmp_path_factory.mktemp("leaving")
     with faulty_engine(answer_well) as engine:
-        settings = Settings.model_validate(
-            {
-                "database": {"url": f"sqlite:///{directory}/shared.db"},
-                "state_dir": str(directory / "state"),
-                "serving": {
-                    "models": {"assistant": {"engines": [engine.url], "champion": "base-model"}},
-                    "fast_lane": request.param,
-                    "max_in_flight": 1,
-                    "queue": {"max_wait_s": 60.0},
-                },
-            }
+        settings = settings_of(
+            directory, engine.url, fast_lane=request.param, max_in_flight=1, queue={"max_wait_s": 60.0}
         )
         with serving(settings, FakeVLLM()) as served:
             assert served.client.post(CHAT, json=QUESTION).status_code == 200
@@ -180,7 +167,7 @@ def test_the_engine_stops_and_there_is_one_record(
 @pytest.mark.parametrize("n_missing", [1, len(orjson.dumps(QUESTION))])
 def test_before_the_body_is_complete_nobody_is_asked(scene: Scene, n_missing: int) -> None:
     before = scene.n_kept()
-    with connected(scene.address) as connection:
+    with connected(scene.served.address) as connection:
         connection.sendall(request(CHAT, orjson.dumps(QUESTION))[:-n_missing])
         time.sleep(0.05)
     await_base(scene.served.gateway, scene.n_tasks)
@@ -255,7 +242,7 @@ def test_while_the_key_is_looked_up_nothing_is_kept(
                 raise Overloaded("nobody can say", code="keys_unavailable")
 
             monkeypatch.setattr(served.gateway.keys, "look_up", look_up)
-            connection = connected(scene.address)
+            connection = connected(served.address)
             connection.sendall(request(CHAT, orjson.dumps(QUESTION), "authorization: Bearer pawl-x"))
             assert is_asked.wait(20)
             connection.close()

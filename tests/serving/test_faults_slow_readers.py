@@ -95,8 +95,7 @@ def test_they_are_bounded_and_then_dropped(make_settings: Callable[..., Settings
         served.client.get("/health/live")
         n_dropped, n_cancelled = dropped(), n_requests("cancelled")
         n_tasks, n_before = tasks_of(served.gateway) + 1, n_sockets()
-        host, _, port = served.url.removeprefix("http://").partition(":")
-        slow = [stack.enter_context(slow_reader((host, int(port)))) for _ in range(N_SLOW)]
+        slow = [stack.enter_context(slow_reader(served.address)) for _ in range(N_SLOW)]
 
         eventually(lambda: len(engine.asked) == N_SLOW, within_s=30)
         most = 0
@@ -113,7 +112,7 @@ def test_they_are_bounded_and_then_dropped(make_settings: Callable[..., Settings
         assert all(asked.is_cut.is_set() for asked in engine.asked)
         await_base(served.gateway, n_tasks)
         eventually(lambda: n_sockets() <= n_before + len(slow) + FEW)
-        n_kept = served.gateway.records.journal._writer.kept_seq
+        n_kept = served.gateway.records.journal.kept_seq
         assert n_kept + dropped() - n_dropped == N_SLOW, "more than the journal may hold at once is counted"
         served.client.get("/metrics")
         assert n_requests("cancelled") - n_cancelled == N_SLOW
@@ -137,8 +136,7 @@ def test_a_reader_that_is_slow_but_reads_gets_everything(
             model={"engines": [engine.url]}, fast_lane=fast_lane, timeouts={"stalled_reader_s": 30.0}
         )
         with serving(settings, FakeVLLM()) as served:
-            host, _, port = served.url.removeprefix("http://").partition(":")
-            with slow_reader((host, int(port))) as connection:
+            with slow_reader(served.address) as connection:
                 eventually(lambda: any(call.paused_at for call in list(served.gateway.relay.calls.values())))
                 received = bytearray()
                 while not received.endswith(b"\r\n0\r\n\r\n"):
@@ -166,10 +164,9 @@ def test_an_answer_that_nobody_reads_does_not_keep_its_connection(
             served.client.get("/health/live")
             served.client.get("/metrics")
             n_before, n_ok = n_sockets(), n_requests("ok")
-            host, _, port = served.url.removeprefix("http://").partition(":")
             with ExitStack() as stack:
                 slow = [
-                    stack.enter_context(slow_reader((host, int(port)), QUESTION, "connection: close"))
+                    stack.enter_context(slow_reader(served.address, QUESTION, "connection: close"))
                     for _ in range(2 * FEW)
                 ]
                 eventually(lambda: len(engine.asked) == len(slow), within_s=30)

@@ -8,11 +8,10 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx2
+import psutil
 import pytest
-import sqlalchemy as sa
 
 from feedback import segment_files, segment_writer
 from feedback import spool as spool_module
@@ -20,14 +19,11 @@ from feedback.errors import SpoolUnavailable
 from feedback.journal_drain import JournalDrain
 from feedback.spool import Connection
 from monitoring.metrics import RECORDS_DROPPED, REGISTRY, UNKNOWN_MODEL
-from pawl.database import open_database, upgrade
-from pawl.schema import interactions
-from pawl.settings import DatabaseSettings, Settings
+from pawl.settings import Settings
 from tests.fake_vllm import FakeVLLM
-from tests.servers import free_port
 from tests.serving.conftest import Served, serving
-from tests.serving.faulty_engine import drain_the_rest
-from tests.serving.gateway_process import GatewayProcess
+from tests.serving.faulty_engine import stored_ids
+from tests.serving.gateway_process import process_in
 from tests.serving.talk import CHAT, QUESTION, STREAM, error_of, events_of
 from tests.serving.waiting import eventually
 
@@ -97,18 +93,6 @@ def n_turned_away(served: Served) -> float:
     return sum(value or 0.0 for value in found)
 
 
-def stored_ids(url: str, spool: Path | None = None) -> set[str]:
-    """The completions that the database has; with those that a stopped gateway left in its spool, if that is named."""
-    database = open_database(DatabaseSettings(url=url))
-    try:
-        if spool is not None:
-            drain_the_rest(spool, database)
-        with database.read() as connection:
-            return set(connection.execute(sa.select(interactions.c.completion_id)).scalars())
-    finally:
-        database.close()
-
-
 @LANES
 def test_after_a_failed_write_nothing_is_acknowledged_until_a_fresh_segment_works(
     make_settings: MakeSettings, engine: FakeVLLM, fast_lane: bool, monkeypatch: pytest.MonkeyPatch
@@ -125,7 +109,7 @@ def test_after_a_failed_write_nothing_is_acknowledged_until_a_fresh_segment_work
         answered += [served.client.post(CHAT, json=QUESTION).json()["id"] for _ in range(3)]
         for completion_id in answered:
             served.stored(completion_id)
-        assert stored_ids(served.gateway.settings.database.url) == set(answered)
+        assert set(stored_ids(served.gateway.settings.database.url)) == set(answered)
 
 
 @LANES
@@ -201,36 +185,32 @@ def limit_files_of(pid: int, n_bytes: int) -> None:
 
 def test_a_disk_without_room_is_survived_by_the_process(tmp_path: Path, engine: FakeVLLM, engine_url: str) -> None:
     """Real writes that fail, of the records as well as of the log that tells about it."""
-    url = f"sqlite:///{tmp_path}/shared.db"
-    database = open_database(DatabaseSettings(url=url))
-    upgrade(database)
-    database.close()
-    alias = {"engines": [engine_url], "champion": "base-model"}
-    configuration: dict[str, Any] = {
-        "database": {"url": url},
-        "state_dir": str(tmp_path / "state"),
-        "serving": {"port": free_port(), "models": {"assistant": alias}, "spool": {"segment_bytes": 1024 * 1024}},
-    }
-    process = GatewayProcess(tmp_path, configuration)
+    process = process_in(tmp_path, engine_url, spool={"segment_bytes": 1024 * 1024})
     answered = []
     try:
         process.start()
         with httpx2.Client(base_url=process.url, timeout=20) as client:
             (worker,) = process.workers()
             answered += [client.post(CHAT, json=QUESTION).json()["id"] for _ in range(3)]
-            limit_files_of(worker, 1)
+            writers = [each.pid for each in psutil.Process(worker).children()]
+            assert writers, "records are written by a process of their own"
+            for pid in (worker, *writers):
+                limit_files_of(pid, 1)
             refused = client.post(CHAT, json=QUESTION)
             assert (refused.status_code, error_of(refused)["code"]) == (503, "spool_unavailable")
             eventually(lambda: client.get("/health/ready").status_code == 503)
             n_seen = len(engine.seen)
             assert client.post(CHAT, json=STREAM).status_code == 503
             assert len(engine.seen) == n_seen
-            limit_files_of(worker, resource.RLIM_INFINITY)
+            for pid in (worker, *writers):
+                limit_files_of(pid, resource.RLIM_INFINITY)
             eventually(lambda: client.get("/health/ready").status_code == 200, within_s=30)
             assert process.workers() == [worker], "it went on, and did not start anew"
+            assert [each.pid for each in psutil.Process(worker).children()] == writers
             answered += [client.post(CHAT, json=QUESTION).json()["id"] for _ in range(3)]
         process.terminate()
         assert process.wait(60) == 0
     finally:
         process.close()
-    assert stored_ids(url, tmp_path / "state" / "spool") == set(answered)
+    url = f"sqlite:///{tmp_path}/shared.db"
+    assert set(stored_ids(url, tmp_path / "state" / "spool")) == set(answered)
