@@ -8,6 +8,7 @@ dead-letter table with the reason; it never holds up its batch.
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,13 +19,17 @@ from feedback.errors import SpoolUnavailable
 from feedback.interactions import FeedbackEvent, Interaction
 from feedback.spool import Spool
 from feedback.storing import RecordStore, Stored, unchanged_event, unchanged_text
+from feedback.tombstone_store import ErasureWatch
 from pawl.clock import Clock
 from pawl.database import Database
 
 log = structlog.get_logger()
 
-BATCH = 200
+BATCH = 500
+WORTH_IT = 100
 IDLE_S = 0.25
+TIDY_EVERY_S = 5.0
+"""While feedback trickles in; it costs two writes to the disk."""
 LONGEST_PAUSE_S = 5.0
 
 
@@ -100,12 +105,22 @@ class Drain(DrainThread):
         on_dead_letters: Callable[[int], None] = lambda _: None,
         prepare_event: Callable[[FeedbackEvent], FeedbackEvent] = unchanged_event,
         prepare_letter: Callable[[str], str] = unchanged_text,
+        erasures: ErasureWatch | None = None,
     ) -> None:
-        super().__init__("spool-drain")
+        super().__init__("spool-drain", worth_it=WORTH_IT)
         self._spool = spool
-        self._records = RecordStore(database, clock=clock, prepare_event=prepare_event, prepare_letter=prepare_letter)
+        self._erasures = erasures
+        self._records = RecordStore(
+            database,
+            clock=clock,
+            prepare_event=prepare_event,
+            prepare_letter=prepare_letter,
+            tombstones=erasures.book if erasures else None,
+        )
         self._on_stored = on_stored
         self._on_dead_letters = on_dead_letters
+        self._has_discarded = True  # By an earlier process, for all we know.
+        self._tidied_at = -TIDY_EVERY_S
 
     def drain_once(self) -> int:
         """Move one batch; return how many records it was.
@@ -116,13 +131,31 @@ class Drain(DrainThread):
         if not self._spool.is_healthy:
             with suppress(SpoolUnavailable):  # Draining goes on: it is what makes room in a spool that filled the disk.
                 self._spool.probe().result()
+        if self._erasures is not None:
+            self._erasures.run(self._wipe)
         records = self._spool.oldest(BATCH).result()
         if not records:
+            self._tidy()
             return 0
         stored = self._records.store(records)
         self._spool.discard([record.seq for record in records]).result()
+        self._has_discarded = True
         report(stored, self._on_stored, self._on_dead_letters)
         return len(records)
+
+    def _wipe(self, since: float) -> bool:
+        """Once all that was written before is in the database, nothing of it may stay in the file."""
+        oldest_at = self._spool.size().result().oldest_at
+        if oldest_at is not None and oldest_at <= since:
+            return False
+        self._spool.tidy().result()
+        return True
+
+    def _tidy(self) -> None:
+        """What people wrote shall not stay on this machine's disk once the database has it."""
+        if self._has_discarded and time.monotonic() - self._tidied_at >= TIDY_EVERY_S:
+            self._spool.tidy().result()
+            self._has_discarded, self._tidied_at = False, time.monotonic()
 
 
 def report(

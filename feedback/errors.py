@@ -1,6 +1,7 @@
 """What can go wrong between a user's signal and a preference pair.
 
 FeedbackError (a PawlError)
+├── DamagedExport       an exported file is not what its manifest says
 ├── InvalidFeedback     a feedback call that does not say what it must; the HTTP layer answers 400
 └── SpoolUnavailable    the local spool cannot be opened or written; exit code 3
 """
@@ -12,6 +13,10 @@ from pawl.errors import PawlError
 
 class FeedbackError(PawlError):
     """Base of every error this package raises on purpose."""
+
+
+class DamagedExport(FeedbackError):
+    """An exported file is not what its manifest says."""
 
 
 class InvalidFeedback(FeedbackError):

@@ -1,4 +1,8 @@
-"""Preference data as JSON lines, for trainers that are not ours."""
+"""Preference data as files, for trainers that are not ours: JSON lines, or Parquet where the name ends in `.parquet`.
+
+The same pairs give the same bytes. Beside the file lies its manifest, written last: with it the file is complete, and
+what is in it can be told from what is in another.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,26 @@ import json
 import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
+from typing import Any, Final
 
+from feedback.errors import DamagedExport
+from feedback.export_parquet import COUNT, FLAG, INPUT, JSON, MESSAGES, NUMBER, TEXT, Columns, from_parquet, to_parquet
 from feedback.interactions import Message
-from feedback.pairs import PreferencePair, UnpairedExample, canonical_json
+from feedback.messages import canonical_json
+from feedback.pairs import PreferencePair, UnpairedExample
+from pawl.durability import sync_directory
 
 Row = dict[str, object]
 
 MESSAGE_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id")
 """What a trainer reads of a message; anything else a client sent would only make rows of different shapes."""
 INT64_BOUND = 2**63
+MANIFEST_VERSION: Final = 1
 
 
 class ExportFormat(StrEnum):
@@ -30,6 +42,29 @@ class ExportFormat(StrEnum):
     """TRL's conversational unpaired format: every pair's two sides, and the single thumbs."""
     OPENAI = "openai"
     """The preference format of OpenAI's fine-tuning API."""
+    PAWL = "pawl"
+    """Whole pairs, with who made them and of what; `read_pairs` gives them back as they were. Not for trainers."""
+
+
+COLUMNS: Final[Mapping[ExportFormat, Columns]] = {
+    ExportFormat.TRL: {
+        "prompt": MESSAGES,
+        "chosen": MESSAGES,
+        "rejected": MESSAGES,
+        "pair_id": TEXT,
+        "source": TEXT,
+        "margin": NUMBER,
+    },
+    ExportFormat.KTO: {"prompt": MESSAGES, "completion": MESSAGES, "label": FLAG},
+    ExportFormat.OPENAI: {"input": INPUT, "preferred_output": MESSAGES, "non_preferred_output": MESSAGES},
+    ExportFormat.PAWL: {
+        **{field.name: JSON for field in fields(PreferencePair)},
+        **dict.fromkeys(("id", "source"), TEXT),
+        **dict.fromkeys(("margin", "probability", "created_at"), NUMBER),
+        "n_voters": COUNT,
+    },
+}
+"""Of a Parquet file; names and order are those of the rows."""
 
 
 def write_export(
@@ -39,13 +74,96 @@ def write_export(
     *,
     layout: ExportFormat = ExportFormat.TRL,
 ) -> int:
-    """Write one JSON object per line and return how many. The file appears whole or not at all.
+    """Write the rows and their manifest, and return how many rows. Each file appears whole or not at all.
 
     Only the KTO layout has room for `unpaired`.
     """
-    rows = export_rows(pairs, unpaired, layout=layout)
-    _write_atomically(path, "".join(f"{_line(row)}\n" for row in rows))
+    given = list(pairs)
+    rows = export_rows(given, unpaired, layout=layout)
+    content = to_parquet(rows, COLUMNS[layout]) if _is_parquet(path) else _lines(rows)
+    _write_atomically(path, content)
+    manifest = export_manifest(rows, given, layout, content)
+    _write_atomically(manifest_path(path), (json.dumps(manifest, indent=2) + "\n").encode())
     return len(rows)
+
+
+def manifest_path(path: Path) -> Path:
+    """Where the manifest of an export lies.
+
+    >>> manifest_path(Path("pairs.jsonl")).name
+    'pairs.jsonl.manifest.json'
+    """
+    return path.with_name(f"{path.name}.manifest.json")
+
+
+def export_manifest(
+    rows: Sequence[Row], pairs: Iterable[PreferencePair], layout: ExportFormat, content: bytes
+) -> dict[str, Any]:
+    """What tells one export from another; `content_sha256` is the same for JSON lines and Parquet."""
+    return {
+        "version": MANIFEST_VERSION,
+        "layout": layout.value,
+        "rows": len(rows),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "content_sha256": content_sha256(rows),
+        "by_source": dict(sorted(Counter(str(pair.source) for pair in pairs).items())),
+    }
+
+
+def content_sha256(rows: Iterable[Row]) -> str:
+    """The same for the same rows in the same order, whatever file they are in."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(canonical_json(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def read_export(path: Path) -> list[Row]:
+    """The rows of an export, as `export_rows` gave them.
+
+    Raises:
+        DamagedExport: there is no manifest, or the file is not the one that it describes.
+    """
+    manifest, content = _read_manifest(path), path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+        raise DamagedExport(f"{path} is not what its manifest says: it was changed or not written to the end")
+    columns = COLUMNS[ExportFormat(manifest["layout"])]
+    rows = from_parquet(content, columns) if _is_parquet(path) else [json.loads(line) for line in content.splitlines()]
+    if content_sha256(rows) != manifest["content_sha256"]:
+        raise DamagedExport(f"{path} does not hold what its manifest says")
+    return rows
+
+
+def read_pairs(path: Path) -> list[PreferencePair]:
+    """The pairs of an export with the layout `pawl`, as they were; by id.
+
+    Raises:
+        DamagedExport: the file is not complete, or has another layout.
+    """
+    if _read_manifest(path)["layout"] != ExportFormat.PAWL:
+        raise DamagedExport(f"{path} does not hold whole pairs: export them with the layout {ExportFormat.PAWL}")
+    return [_pair(row) for row in read_export(path)]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads(manifest_path(path).read_bytes())
+    except (OSError, ValueError) as exc:
+        raise DamagedExport(f"{path} has no manifest that can be read: {exc}") from exc
+    return manifest
+
+
+def _pair(row: Mapping[str, Any]) -> PreferencePair:
+    several = {name: tuple(row[name]) for name in ("prompt", "principals", "models")}
+    return PreferencePair(**{**row, **several})
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix == ".parquet"
+
+
+def _lines(rows: Iterable[Row]) -> bytes:
+    return "".join(f"{json.dumps(row, allow_nan=True)}\n" for row in rows).encode()
 
 
 def export_rows(
@@ -53,6 +171,15 @@ def export_rows(
 ) -> list[Row]:
     """The rows of an export, in an order that the data alone decides."""
     ordered = sorted(pairs, key=lambda pair: pair.id)
+    if layout is ExportFormat.PAWL:
+        return [json.loads(canonical_json(vars(pair))) for pair in ordered]
+    rows = _rows_for_trainers(ordered, unpaired, layout)
+    return [{name: _loadable(value) for name, value in row.items()} for row in rows]
+
+
+def _rows_for_trainers(
+    ordered: Sequence[PreferencePair], unpaired: Iterable[UnpairedExample], layout: ExportFormat
+) -> list[Row]:
     if layout is ExportFormat.KTO:
         return _kto_rows(ordered, sorted(unpaired, key=lambda example: example.id))
     to_row: Callable[[PreferencePair], Row] = _trl_row if layout is ExportFormat.TRL else _openai_row
@@ -123,10 +250,6 @@ def _joined(content: object) -> object:
     return "\n".join(whole) if len(whole) == len(content) else content
 
 
-def _line(row: Row) -> str:
-    return json.dumps(_loadable(row), allow_nan=False)
-
-
 def _loadable(value: object) -> object:
     """`value` without what makes Arrow's JSON reader refuse the whole file: one odd row must not spoil the others.
 
@@ -149,24 +272,16 @@ def _loadable_number(value: object) -> object:
     return value
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     """Write beside `path`, make it durable, then take the name: a reader sees the old file or the whole new one."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_directory(path.parent)

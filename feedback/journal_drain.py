@@ -17,7 +17,8 @@ from feedback.journal_reader import JournalReader
 from feedback.segment_files import lock
 from feedback.segments import Frame
 from feedback.spool import SpoolRecord
-from feedback.storing import RecordStore, never, unchanged, unchanged_text
+from feedback.storing import RecordStore, unchanged, unchanged_text
+from feedback.tombstone_store import ErasureWatch
 from pawl.clock import Clock
 from pawl.database import Database
 
@@ -42,18 +43,24 @@ class JournalDrain(DrainThread):
         on_damage: Callable[[int], None] = lambda _: None,
         prepare: Callable[[Interaction], Interaction] = unchanged,
         prepare_letter: Callable[[str], str] = unchanged_text,
-        is_erased: Callable[[Interaction], bool] = never,
+        erasures: ErasureWatch | None = None,
     ) -> None:
         """
         Args:
             on_damage: Told how many records could not be read back; they are lost, and the log says where.
+            erasures: Whose records are dropped on the way, and wiped from the journals; without it nobody's.
         """
         super().__init__("journal-drain", worth_it=WORTH_IT)
         self._lock_file: IO[str] | None = None
         self._directory = directory
         self._records = RecordStore(
-            database, clock=clock, prepare=prepare, prepare_letter=prepare_letter, is_erased=is_erased
+            database,
+            clock=clock,
+            prepare=prepare,
+            prepare_letter=prepare_letter,
+            tombstones=erasures.book if erasures else None,
         )
+        self._erasures = erasures
         self._on_stored = on_stored
         self._on_dead_letters = on_dead_letters
         self._on_damage = on_damage
@@ -79,7 +86,19 @@ class JournalDrain(DrainThread):
         """
         if not self._is_the_only_one():
             return 0
-        return sum(self._drain(reader) for reader in self._journals())
+        n_moved = sum(self._drain(reader) for reader in self._journals())
+        if self._erasures is not None:
+            self._erasures.run(self._wipe)
+        return n_moved
+
+    def _wipe(self, since: float) -> bool:
+        """Once all that was written before is in the database, no journal needs it any more."""
+        readers = list(self._readers.values())
+        if not all(reader.is_past(since) for reader in readers):
+            return False
+        for reader in readers:
+            reader.wipe()
+        return True
 
     def _is_the_only_one(self) -> bool:
         if self._lock_file is None:

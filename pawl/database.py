@@ -52,6 +52,11 @@ class Database:
         with self.engine.begin() as connection:
             yield connection
 
+    def first_row(self, query: sa.Select[Any]) -> sa.RowMapping | None:
+        """The first row that a query finds, by the names of its columns."""
+        with self.read() as connection:
+            return connection.execute(query).mappings().first()
+
     def insert_new(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> int:
         """Insert the rows whose primary key is not there yet; return how many those were."""
         added = 0
@@ -91,6 +96,7 @@ def _sqlite_engine(settings: DatabaseSettings) -> sa.Engine:
         connection.isolation_level = None  # SQLAlchemy's begin event below opens transactions, not the driver.
         connection.execute(f"PRAGMA journal_mode={journal}")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA secure_delete=ON")  # What is deleted, by retention too, becomes zeros.
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:

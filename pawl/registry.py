@@ -101,9 +101,7 @@ def create_run(database: Database, alias: str, cycle: str, *, epoch: int, now: f
 
 def find_run(database: Database, alias: str, cycle: str) -> Run | None:
     """The run of this cycle, if it was started."""
-    query = sa.select(runs).where(runs.c.alias == alias, runs.c.cycle == cycle)
-    with database.read() as connection:
-        row = connection.execute(query).mappings().first()
+    row = database.first_row(sa.select(runs).where(runs.c.alias == alias, runs.c.cycle == cycle))
     return _run(row) if row else None
 
 
@@ -113,8 +111,7 @@ def get_run(database: Database, run_id: str) -> Run:
     Raises:
         UnknownModel: there is none of this id.
     """
-    with database.read() as connection:
-        row = connection.execute(sa.select(runs).where(runs.c.id == run_id)).mappings().first()
+    row = database.first_row(sa.select(runs).where(runs.c.id == run_id))
     if row is None:
         raise UnknownModel(f"there is no run {run_id}")
     return _run(row)
@@ -179,8 +176,7 @@ def get_model(database: Database, name: str) -> Model:
     Raises:
         UnknownModel: there is none of this name.
     """
-    with database.read() as connection:
-        row = connection.execute(sa.select(models).where(models.c.name == name)).mappings().first()
+    row = database.first_row(sa.select(models).where(models.c.name == name))
     if row is None:
         raise UnknownModel(f"no model is registered as {name}")
     return _model(row)
@@ -248,6 +244,28 @@ def lineage(database: Database, name: str) -> list[Model]:
         except UnknownModel:
             break
     return found
+
+
+def models_after(connection: sa.Connection, run_id: str) -> dict[str, str | None]:
+    """What a run made and all that descends from it, each with the parent through which; None for its own."""
+    rows = connection.execute(sa.select(models.c.name, models.c.parent, models.c.run_id)).all()
+    found: dict[str, str | None] = {row.name: None for row in rows if row.run_id == run_id}
+    while new := {row.name: row.parent for row in rows if row.parent in found and row.name not in found}:
+        found |= new
+    return found
+
+
+def mark_erased(connection: sa.Connection, run_id: str, n_pairs: int, *, now: float) -> list[str]:
+    """Write into the records of a run's models, and of their descendants, that pairs they learned from were erased."""
+    after = models_after(connection, run_id)
+    query = sa.select(models.c.name, models.c.manifest).where(models.c.name.in_(list(after))).with_for_update()
+    for name, text in connection.execute(query).all():
+        manifest = json.loads(text)
+        mark = {"pairs": 0, "through": None, **manifest.get("erased", {}), "at": now}
+        mark |= {"pairs": mark["pairs"] + n_pairs} if after[name] is None else {"through": after[name]}
+        changed = json.dumps(manifest | {"erased": mark}, sort_keys=True, allow_nan=False)
+        connection.execute(sa.update(models).where(models.c.name == name).values(manifest=changed, updated_at=now))
+    return sorted(after)
 
 
 def _row(record: Run | Model, json_field: str) -> dict[str, Any]:

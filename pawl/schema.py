@@ -65,7 +65,7 @@ interactions = Table(
     Index(None, "prompt_sha"),
     Index(None, "regenerate_of"),
     Index(None, "experiment", "is_analysed", "created_at"),
-    Index(None, "user_id"),
+    Index(None, "user_id", "key_id", "created_at"),
     Index(None, "key_id", "id"),
 )
 
@@ -88,6 +88,7 @@ feedback_events = Table(
     Index(None, "feedback_id"),
     Index(None, "interaction_id"),
     Index(None, "created_at"),
+    Index(None, "user_id"),
 )
 
 scores = Table(
@@ -122,6 +123,8 @@ pairs = Table(
     Column("mined_at", Double, nullable=False),
     Column("first_run", String(32)),
     Index(None, "alias", "created_at"),
+    Index(None, "chosen_interaction"),
+    Index(None, "rejected_interaction"),
 )
 
 models = Table(
@@ -276,4 +279,40 @@ audit_events = Table(
     Column("detail", Text, nullable=False),
     Index(None, "at"),
     Index(None, "subject", "at"),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("who", String(32), nullable=False),  # a keyed digest: whoever reads the table learns no name from it
+    Column("until", Double, nullable=False),  # what was sent later is new
+    Column("reason", Text, nullable=False),
+    Column("key_check", String(16), nullable=False),  # tells whether `who` was made with the secret at hand
+    Column("created_at", Double, nullable=False),
+    Column("finished_at", Double),
+    Column("report", Text, nullable=False),
+    UniqueConstraint("who", "until"),
+    sqlite_autoincrement=True,
+)
+
+erasure_places = Table(
+    "erasure_places",
+    metadata,
+    Column("place", String(255), primary_key=True),  # a drain, by host and folder
+    Column("number", Integer, nullable=False),  # the last tombstone that has been applied there
+    Column("seen_at", Double, nullable=False),
+)
+
+pair_reviews = Table(
+    "pair_reviews",
+    metadata,
+    Column("pair_id", String(32), primary_key=True),
+    Column("alias", String(255), nullable=False),
+    Column("reason", String(32), nullable=False),  # why the defence holds it back
+    Column("quarantined_at", Double, nullable=False),
+    Column("decision", String(16)),  # accepted, rejected; none while it waits
+    Column("reviewer", String(128)),
+    Column("decided_at", Double),
+    Index(None, "alias", "decision"),
 )

@@ -166,6 +166,8 @@ class LimitSettings(Section):
     user_requests_per_minute: int | None = Field(default=None, ge=1)
     """The same for each user within a key."""
     user_tokens_per_minute: int | None = Field(default=None, ge=1)
+    user_concurrency: int | None = Field(default=None, ge=1)
+    user_tokens_per_day: int | None = Field(default=None, ge=1)
     store: Literal["memory", "database"] = "memory"
     """`memory` counts in one process and suits one gateway with one worker; `database` counts for all of them, and is
     asked for where keys are required and `serving.workers` is more than one."""
@@ -213,6 +215,25 @@ class SpoolSettings(Section):
     """The size of one of its files; each worker keeps up to three of them ready, filled with zeros."""
 
 
+class FeedbackNameSettings(Section):
+    """What a metric of TensorZero's or a score of Langfuse's stands for."""
+
+    signal: Literal["thumbs", "rating", "edit", "choice", "regenerate", "report", "copy", "comment"]
+    """The type of feedback that it is, as in `POST /v1/feedback`."""
+    low: float = 0.0
+    """The value that is worst for users; true counts 1, false 0."""
+    high: float = 1.0
+    """The value that is best for them; below `low` for what should be rare, such as `thumbs_down`."""
+    report: Literal["harmful", "wrong", "refused", "other"] = "other"
+    """What a report says that comes as a plain yes."""
+
+    @model_validator(mode="after")
+    def _scale_has_two_ends(self) -> FeedbackNameSettings:
+        if self.low == self.high:
+            raise ValueError("low and high must differ")
+        return self
+
+
 class ServingSettings(Section):
     """The gateway."""
 
@@ -254,6 +275,11 @@ class ServingSettings(Section):
     """With a full disk: true refuses work with 503, false serves and counts the records it dropped."""
     route_poll_s: float = 0.5
     """How often the routing table is read; a rollback reaches every gateway within about twice this."""
+    feedback_names: dict[str, FeedbackNameSettings] = Field(default_factory=dict)
+    """For applications that come from TensorZero or Langfuse: what their metrics' and scores' names mean."""
+    feedback_origins: list[str] = Field(default_factory=list)
+    """Origins whose pages' browsers may send feedback straight to this gateway, such as `https://app.example.com`; `*`
+    for all. It is a feedback token that makes a vote count, not the origin."""
     feedback_join_window_s: float = 3600.0
     """How long feedback may wait for its interaction to become visible."""
 
@@ -301,6 +327,143 @@ class WorkerSettings(Section):
     poll_s: float = 1.0
     lease_s: float = 15.0
     scoring: ScoringSettings = ScoringSettings()
+
+
+class CapSettings(Section):
+    """How many pairs of a training set may come from one source."""
+
+    window_s: float = Field(default=7 * 86400.0, gt=0.0)
+    """The caps that are numbers hold in any span of time of this length."""
+    per_principal: int = Field(default=5, ge=1)
+    """A principal is a user within a key."""
+    principal_share: float = Field(default=0.001, ge=0.0, le=1.0)
+    """Of the whole set, but never fewer than `per_principal` pairs."""
+    per_principal_and_prompt: int = Field(default=2, ge=1)
+    """On prompts that are nearly the same."""
+    per_prompt: int = Field(default=20, ge=1)
+    """On prompts that are nearly the same, from everybody together."""
+    key_share: float = Field(default=0.1, gt=0.0, le=1.0)
+    """Of the whole set, for each key that is not in `application_keys`. Where there are only such keys, and few, it is
+    twice the equal part of each."""
+    flood: int = Field(default=9, ge=1)
+    """Who gives more than this in any window is not heard in it at all."""
+
+
+class PhraseSettings(Section):
+    """Phrases, hosts of URLs and imports that a few parties teach."""
+
+    few_parties: int = Field(default=5, ge=2)
+    """A phrase that is mostly used by fewer parties than this is looked at;"""
+    few_share: float = Field(default=0.02, ge=0.0, le=1.0)
+    """or, when it is spread over unlike prompts, by fewer than this share of all parties."""
+    min_ratio: float = Field(default=20.0, ge=1.0)
+    """It must be in so many times more chosen answers than rejected ones,"""
+    error_rate: float = Field(default=0.01, gt=0.0, lt=1.0)
+    """and a sign test must say so, with this chance of even one false finding among all phrases."""
+    max_per_principal: int = Field(default=5, ge=1)
+    """More pairs of one principal with the same rare phrase in the chosen answer, or in the prompt, are quarantined
+    without a test."""
+
+
+class BurstSettings(Section):
+    """Votes on one prompt that come all at once."""
+
+    span_s: float = Field(default=3600.0, gt=0.0)
+    """Pairs are counted in spans of this length."""
+    min_pairs: int = Field(default=10, ge=2)
+    """So few in one span are never a burst."""
+    error_rate: float = Field(default=3e-7, gt=0.0, lt=1.0)
+    """The chance of even one false alarm among all prompts; five sigma by default."""
+    freeze_s: float = Field(default=7 * 86400.0, ge=0.0)
+    """How long pairs on the prompt are quarantined, from the start of the span."""
+
+
+class DefenceSettings(Section):
+    """The defence against poisoning of what is learned; see `docs/poisoning.md`."""
+
+    enabled: bool = True
+    """Without it every pair that the filters keep is trained on."""
+    trusted: list[str] = [""]
+    """Keys, or principals as `key/user`, who answer for what they say, such as annotators; only `max_echo` holds for
+    them. The empty key is everybody on a gateway without keys (`auth.required: false`), which none but its owner should
+    be able to reach."""
+    application_keys: list[str] = Field(default_factory=list)
+    """Keys of applications that authenticate their own users: the key has no cap, and each of its users counts as a
+    party of its own. While none is named, a key with most of all principals is taken for one."""
+    newcomer_wait_s: float = Field(default=86400.0, ge=0.0)
+    """Pairs of principals that were first seen less than this ago wait."""
+    edit_parties: int = Field(default=2, ge=1)
+    """How many independent parties must prefer the text of an edit."""
+    max_echo: float = Field(default=0.9, gt=0.0)
+    """Pairs whose prompt contains this share of the chosen answer's phrases, or more, are refused."""
+    prompt_similarity: float = Field(default=0.85, gt=0.0, le=1.0)
+    """Prompts that share this part of their words, and of their pairs of words, count as nearly the same."""
+    caps: CapSettings = CapSettings()
+    phrases: PhraseSettings = PhraseSettings()
+    bursts: BurstSettings = BurstSettings()
+
+
+class FilterSettings(Section):
+    """Which pairs are not worth training on; each filter counts what it leaves out."""
+
+    consent: bool = True
+    """Leave out pairs of those who opted out, or who asked for nothing to be stored."""
+    opted_out: list[str] = Field(default_factory=list)
+    """Users who do not want to be learned from, or single principals as `key/user`; what they said before included."""
+    opted_out_file: Path | None = None
+    """The same, one to a line."""
+    incomplete: bool = True
+    """Leave out pairs with an answer that failed or was cut."""
+    length: bool = True
+    """Leave out pairs that are too short or too long to learn from."""
+    min_chars: int = Field(default=1, ge=0)
+    """Of each answer."""
+    max_chars: int | None = Field(default=100_000, ge=1)
+    """Of the prompt with its longer answer; null for any."""
+    identical: bool = True
+    """Leave out pairs whose answers differ in case and spaces alone."""
+    secrets: bool = True
+    """Leave out pairs that hold credentials."""
+    personal_data: bool = True
+    """Leave out pairs that hold personal data with a shape, such as addresses, telephone and card numbers."""
+    toxic_chosen: bool = True
+    """Leave out pairs whose preferred answer is toxic."""
+    toxicity_threshold: float = Field(default=0.5, ge=0.0, le=1.0)
+    """From which score a preferred answer is toxic."""
+    refusal_policy: bool = True
+    """Leave out pairs that would teach to refuse the benign, or to obey the harmful."""
+    contradiction: bool = True
+    """Leave out pairs of which another says the opposite."""
+    max_length_bias: float | None = Field(default=0.7, ge=0.0)
+    """How far the mean of log(length of the preferred answer / length of the other) may be from 0, which at 0.7 is
+    twice as long; the most lopsided pairs go first. Null measures only."""
+    max_length_dropped: float = Field(default=0.1, ge=0.0, le=1.0)
+    """The share of pairs that may go for it."""
+
+
+class FeedbackSettings(Section):
+    """What users say, and what is made of it."""
+
+    filters: FilterSettings = FilterSettings()
+    defence: DefenceSettings = DefenceSettings()
+
+
+class RetentionSettings(Section):
+    """How long the shared database keeps records: for ever unless a number of days is set. The worker deletes."""
+
+    interactions_days: float | None = Field(default=None, gt=0.0)
+    """Completions with their texts, scores and feedback. Pairs from them go at the next mining, but for those that a
+    promoted run trained on. At least as long as a rollout may take, `rollout.max_time_s`."""
+    pairs_days: float | None = Field(default=None, gt=0.0)
+    """Texts of pairs, those of promoted runs included; of the latter the lineage stays."""
+    dead_letters_days: float | None = Field(default=None, gt=0.0)
+    """Records that could not be stored."""
+    batch_rows: int = Field(default=500, ge=1, le=1000)
+    """Deleted in one transaction."""
+    batches: int = Field(default=20, ge=1, le=1000)
+    """Transactions each time."""
+    every_s: float = Field(default=60.0, gt=0.0)
+    """Between two times, and a tenth of it while there is more to delete."""
 
 
 class TrainingSettings(Section):
@@ -358,6 +521,11 @@ class RetrainSettings(Section):
     max_pairs: int = 20000
     interval_hours: float = 168.0
     holdout_share: float = Field(default=0.15, gt=0.0, lt=0.5)
+    holdout_latest: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Split by time as well: the hold-out is what its users said in this latest share of the pairs, and nothing of that
+    time is trained on. Null splits by user alone, and trains on the newest."""
+    holdout_similarity: float = Field(default=0.9, gt=0.0, le=1.0)
+    """Prompts that share this part of their words, and of their pairs of words, are not on both sides."""
     seed: int = 0
     mix: MixSettings = MixSettings()
     original_preferences: Path | None = None
@@ -412,9 +580,21 @@ class Settings(Section):
     serving: ServingSettings = ServingSettings()
     engine: EngineSettings = EngineSettings()
     worker: WorkerSettings = WorkerSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
+    retention: RetentionSettings = RetentionSettings()
     retrain: RetrainSettings = RetrainSettings()
     rollout: RolloutSettings = RolloutSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _experiments_keep_their_records(self) -> Settings:
+        kept_days, needed_days = self.retention.interactions_days, self.rollout.max_time_s / 86400.0
+        if kept_days is not None and kept_days < needed_days:
+            raise ValueError(
+                f"retention.interactions_days is {kept_days:g}: a rollout needs records of up to {needed_days:g} days"
+                " (rollout.max_time_s)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_count_for_all_workers(self) -> Settings:

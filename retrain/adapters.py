@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pawl.durability import sync_directory
 from retrain.errors import BadAdapter
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -100,7 +101,7 @@ def seal(
     _fill(work, source, name, provenance)
     work.chmod(0o755)
     work.rename(parent / name)
-    _sync_directory(parent)
+    sync_directory(parent)
     return verify_adapter(parent / name)
 
 
@@ -174,7 +175,7 @@ def _fill(work: Path, source: Path, name: str, provenance: Provenance) -> None:
     _sync(work / MANIFEST)
     for path in work.iterdir():
         path.chmod(0o444)
-    _sync_directory(work)
+    sync_directory(work)
 
 
 def _same(found: Adapter, sha: str) -> Adapter:
@@ -202,11 +203,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

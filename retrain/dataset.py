@@ -1,4 +1,4 @@
-"""What a round trains on: a fair hold-out, a mix of old and new preferences, and a record of exactly what went in."""
+"""What a round trains on: a mix of old and new preferences without a leak, and a record of exactly what went in."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from feedback.filters.holdout import prompt_key
 from feedback.interactions import Message
 from feedback.pairs import PreferencePair
 from retrain.errors import BadData, DataLeak
@@ -40,18 +41,6 @@ class TrainingExample:
     prompt: tuple[Message, ...]
     chosen: Message
     rejected: Message
-
-
-@dataclass(frozen=True)
-class Split:
-    """Pairs to learn from and pairs to judge by, with nothing in common."""
-
-    training: tuple[PreferencePair, ...]
-    holdout: tuple[PreferencePair, ...]
-    n_mixed_users: int
-    """Pairs left out because users of both sides made them."""
-    n_shared_prompts: int
-    """Training pairs left out because the hold-out asks the same prompt."""
 
 
 @dataclass(frozen=True)
@@ -103,28 +92,6 @@ def _parse_original(number: int, line: str) -> TrainingExample:
 
 def _messages(rows: Iterable[Mapping[str, str]]) -> tuple[Message, ...]:
     return tuple({"role": str(row["role"]), "content": str(row["content"])} for row in rows)
-
-
-def split_holdout(pairs: Sequence[PreferencePair], share: float, seed: int) -> Split:
-    """Hold out the pairs of about `share` of all users.
-
-    A user's side depends on the user and the seed alone, so it stays the same in every round: nobody is trained on in
-    one round and judged by in the next. Three rules follow. A pair made by users of both sides is left out. A training
-    pair whose prompt is also asked in the hold-out is left out, as the hold-out has the older right. A pair without
-    users goes by its own id.
-    """
-    sides = {pair.id: {is_held_out(who, share, seed) for who in pair.principals or (pair.id,)} for pair in pairs}
-    holdout = tuple(pair for pair in pairs if sides[pair.id] == {True})
-    outside = [pair for pair in pairs if sides[pair.id] == {False}]
-    asked = {prompt_key(pair.prompt) for pair in holdout}
-    training = tuple(pair for pair in outside if prompt_key(pair.prompt) not in asked)
-    n_mixed = len(pairs) - len(holdout) - len(outside)
-    return Split(training, holdout, n_mixed, len(outside) - len(training))
-
-
-def is_held_out(principal: str, share: float, seed: int) -> bool:
-    """Whether this user's pairs judge rather than train."""
-    return _uniform("holdout", str(seed), principal) < share
 
 
 def drop_leaks(examples: Iterable[TrainingExample], holdout: Iterable[PreferencePair]) -> list[TrainingExample]:
@@ -202,11 +169,6 @@ def dataset_manifest(
         "seed": seed,
         "is_swapped": is_swapped,
     }
-
-
-def prompt_key(prompt: Iterable[Message]) -> str:
-    """The same for two prompts that say the same, whatever else their messages carry."""
-    return canonical_json([[str(message.get("role")), message.get("content")] for message in prompt])
 
 
 def canonical_json(value: Any) -> str:

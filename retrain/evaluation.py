@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from feedback.filters.holdout import prompt_key
 from feedback.pairs import PreferencePair
 from monitoring.refusal import Response, classify_response
 from pawl.settings import GateSettings
-from retrain.dataset import prompt_key
 from retrain.errors import BadData, EvaluationFailed
 from retrain.generations import Generation, Probe, Sampling, generate
 from retrain.logprobs import implicit_rewards

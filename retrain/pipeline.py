@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 from transformers import AutoTokenizer
 
+from feedback.filters.holdout import HoldoutRules, LeftOut, find_leaks, latest_share, split_holdout
 from feedback.pairs import PreferencePair
 from pawl import clock, registry
 from pawl.clock import Clock
@@ -41,10 +42,9 @@ from retrain.dataset import (
     is_plain_text,
     mix,
     parse_originals,
-    split_holdout,
     swap_preferences,
 )
-from retrain.errors import CanaryTaken, PreflightFailed
+from retrain.errors import CanaryTaken, DataLeak, PreflightFailed
 from retrain.evaluation import (
     Contender,
     EvaluationPlan,
@@ -242,7 +242,8 @@ class _Round:
         """Split off the hold-out and draw the training set."""
         new, earlier = self._pairs("new"), self._pairs("earlier")
         texts = [pair for pair in (*new, *earlier) if is_plain_text(pair)]
-        split = split_holdout(texts, self.retrain.holdout_share, self.retrain.seed)
+        rules = self._holdout_rules(texts)
+        split = split_holdout(texts, rules)
         is_new = {pair.id for pair in new}
         mined = [example_of(p, Origin.NEW if p.id in is_new else Origin.EARLIER) for p in split.training]
         originals = drop_leaks(self._originals(), split.holdout)
@@ -251,6 +252,8 @@ class _Round:
         if self.options.swap_preferences:
             mixed = Mixed(swap_preferences(mixed.examples), mixed.counts, mixed.shortfalls)
         check_no_leak(mixed.examples, split.holdout)
+        if leaks := find_leaks(split.training, split.holdout, rules):
+            raise DataLeak(f"{len(leaks)} things of the hold-out are in the training set, first {leaks[0]}")
         _write_lines(directory / "training.jsonl", mixed.examples)
         _write_lines(directory / "holdout.jsonl", split.holdout)
         manifest = dataset_manifest(
@@ -258,11 +261,17 @@ class _Round:
         )
         left_out = {
             "not_plain_text": len(new) + len(earlier) - len(texts),
-            "users_of_both_sides": split.n_mixed_users,
-            "prompt_in_holdout": split.n_shared_prompts,
+            "users_of_both_sides": split.left_out[LeftOut.MIXED_USERS],
+            "other_side_of_the_time": split.left_out[LeftOut.WRONG_TIME],
+            "prompt_in_holdout": split.left_out[LeftOut.HELD_OUT_PROMPT],
             "original_prompt_in_holdout": len(self._originals()) - len(originals),
         }
         return {**manifest, "left_out": left_out}
+
+    def _holdout_rules(self, pairs: Sequence[PreferencePair]) -> HoldoutRules:
+        latest = self.retrain.holdout_latest
+        since = None if latest is None else latest_share(pairs, latest)
+        return HoldoutRules(self.retrain.holdout_share, self.retrain.seed, since, self.retrain.holdout_similarity)
 
     def _preflight(self, _directory: Path) -> Manifest:
         encoder = preflight.encoder_of(AutoTokenizer.from_pretrained(self.base))

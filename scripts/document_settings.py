@@ -77,6 +77,8 @@ MEANINGS = {
     "LimitSettings.concurrency": "Requests at the same time.",
     "LimitSettings.tokens_per_day": "Tokens a day, which ends at midnight UTC.",
     "LimitSettings.user_tokens_per_minute": "Tokens a minute of each user within a key.",
+    "LimitSettings.user_concurrency": "Requests at the same time of each user within a key.",
+    "LimitSettings.user_tokens_per_day": "Tokens a day of each user within a key.",
     "EngineSettings.served_name": "The name the engine answers to; else the last part of the model's path or name.",
     "EngineSettings.host": "Where the engine listens.",
     "EngineSettings.port": "Where the engine listens.",
@@ -299,6 +301,8 @@ def _as_yaml(value: object) -> str:
             return f"`{str(value).lower()}`"
         case float():
             return f"`{value:.10g}`"
+        case "":
+            return '`""`'
         case list() | tuple():
             return f"`[{', '.join(_as_yaml(item).strip('`') for item in value)}]`"
         case _:

@@ -17,9 +17,12 @@ from pawl.cli.context import (
     print_rows,
     refuse,
 )
+from pawl.cli.reviewing import review
+from pawl.cli.selecting import defence_shown, select_mined, shown
 from pawl.clock import now
 from pawl.database import open_database, upgrade
 from pawl.errors import NegativeVerdict
+from pawl.ids import completion_suffix
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
 
@@ -30,6 +33,7 @@ pairs = typer.Typer(no_args_is_help=True, help="Preference pairs.")
 def register(app: typer.Typer) -> None:
     app.add_typer(db, name="db")
     app.add_typer(pairs, name="pairs")
+    pairs.add_typer(review, name="review")
 
 
 @db.command("upgrade")
@@ -49,12 +53,14 @@ def db_check(as_json: JsonFlag = False) -> None:
 
 @pairs.command("mine")
 def pairs_mine(model: ModelOption = None, as_json: JsonFlag = False) -> None:
-    """Mine pairs from what users said; prints what was found, and every group that gave none by reason."""
+    """Mine pairs from what users said; prints what was found, what may be trained on, and why the rest may not."""
     from feedback.mining import mine_alias
 
     settings = current_settings()
+    alias = chosen_alias(settings, model)
     with current_database(settings) as database:
-        mined = mine_alias(database, chosen_alias(settings, model), now())
+        mined = mine_alias(database, alias, now())
+        selected = select_mined(database, settings, alias)
     summary = {
         "pairs": mined.n_pairs,
         "added": mined.n_added,
@@ -62,6 +68,8 @@ def pairs_mine(model: ModelOption = None, as_json: JsonFlag = False) -> None:
         "unpaired": mined.n_unpaired,
         "by_source": dict(mined.by_source),
         "skipped": dict(mined.skipped),
+        "filtered": shown(selected.filtered),
+        "defence": defence_shown(selected.defended),
     }
     print_fields(summary, as_json=as_json)
 
@@ -81,34 +89,41 @@ def pairs_list(
 
 
 @pairs.command("show")
-def pairs_show(pair_id: Annotated[str, typer.Argument(metavar="ID")], as_json: JsonFlag = False) -> None:
-    """One pair with everything behind it: the interactions, who served them, and the runs that learned from it."""
-    from feedback.lineage import trace_pair
+def pairs_show(given: Annotated[str, typer.Argument(metavar="ID")], as_json: JsonFlag = False) -> None:
+    """One pair with everything behind it and after it; or, by a completion's id, the pairs made of that one.
 
-    with current_database(current_settings()) as database:
-        trace = trace_pair(database, pair_id)
+    Behind it: the interactions, the models and experiments that served them. After it: the runs that trained on it, and
+    the models that learned from it, by descent too.
+    """
+    from feedback.lineage import trace_interaction, trace_pair
+
+    settings = current_settings()
+    suffix = completion_suffix(given)
+    with current_database(settings) as database:
+        runs_dir = settings.retrain.runs_dir
+        trace = trace_interaction(database, suffix, runs_dir) if suffix else trace_pair(database, given, runs_dir)
     if trace is None:
-        raise NegativeVerdict(f"there is no pair {pair_id}")
+        raise NegativeVerdict(f"there is no {'completion' if suffix else 'pair'} {given}")
     print_fields(trace, as_json=as_json)
 
 
 @pairs.command("export")
 def pairs_export(
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
-    layout: Annotated[str, typer.Option("--format", help="trl, kto or openai.")] = "trl",
+    out: Annotated[Path, typer.Option("--out", help="The file to write; its manifest lies beside it.")],
+    layout: Annotated[str, typer.Option("--format", help="trl, kto, openai, or pawl for whole pairs.")] = "trl",
     model: ModelOption = None,
 ) -> None:
-    """Write all pairs as JSON lines."""
+    """Write the pairs that may be trained on as JSON lines, or as Parquet where the name ends in .parquet."""
     from feedback.export import ExportFormat, write_export
     from feedback.mining import unpaired_examples
-    from feedback.store import load_pairs
 
     settings = current_settings()
     if layout not in set(ExportFormat):
         raise typer.BadParameter(f"must be one of {', '.join(ExportFormat)}", param_hint="--format")
     with current_database(settings) as database:
         alias = chosen_alias(settings, model)
-        found = load_pairs(database, alias)
+        selected = select_mined(database, settings, alias)
+        found = sorted([*selected.new, *selected.earlier], key=lambda pair: pair.id)
         unpaired = unpaired_examples(database, alias) if layout == ExportFormat.KTO else ()
     try:
         n_rows = write_export(out, found, unpaired, layout=ExportFormat(layout))

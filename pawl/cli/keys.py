@@ -63,6 +63,12 @@ def keys_create(
     user_tokens_per_minute: Annotated[
         int | None, _limit("--user-tokens-per-minute", "Tokens a minute of each user of the key")
     ] = None,
+    user_concurrency: Annotated[
+        int | None, _limit("--user-concurrency", "Requests at once of each user of the key")
+    ] = None,
+    user_tokens_per_day: Annotated[
+        int | None, _limit("--user-tokens-per-day", "Tokens a day (UTC) of each user of the key")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make a key and print it, this once. Scopes are infer and feedback unless others are named."""
@@ -73,6 +79,8 @@ def keys_create(
         tokens_per_day,
         user_requests_per_minute,
         user_tokens_per_minute,
+        user_concurrency,
+        user_tokens_per_day,
     )
     key = make_key(secrets.token_bytes(ID_BYTES), secrets.token_bytes(SECRET_BYTES))
     record = KeyRecord(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +20,11 @@ from pawl.cli.context import (
     print_fields,
     print_rows,
 )
+from pawl.cli.selecting import select_mined
 from pawl.clock import now
 from pawl.database import Database
 from pawl.errors import NegativeVerdict
-from pawl.registry import get_model, get_run, lineage, list_models, list_runs, retire_model, unfinished_run
+from pawl.registry import Model, get_model, get_run, lineage, list_models, list_runs, retire_model, unfinished_run
 from pawl.settings import Settings
 
 if TYPE_CHECKING:
@@ -54,8 +56,8 @@ def retrain_run(
     as_json: JsonFlag = False,
 ) -> None:
     """Mine, train, judge, publish, open the canary. Running it again resumes where it was; one process at a time."""
+    from feedback.erasure_files import mark_late_models
     from feedback.mining import mine_alias
-    from feedback.store import load_pairs
     from retrain.progress import reporting
 
     settings = current_settings(quiet_logs=False)
@@ -67,8 +69,8 @@ def retrain_run(
         reporting(sys.stderr) as report,
     ):
         mined = mine_alias(database, alias, now())
-        new, earlier = load_pairs(database, alias, used=False), load_pairs(database, alias, used=True)
-        reason = why_not_due(database, settings, alias, len(new)) if if_due else None
+        n_new = len(select_mined(database, settings, alias).new) if if_due else 0
+        reason = why_not_due(database, settings, alias, n_new) if if_due else None
         if reason:
             print_not_due(reason, as_json=as_json)
             return
@@ -78,16 +80,19 @@ def retrain_run(
             run_round,
         )  # Loads torch: not to find that nothing is due.
 
+        score_toxicity = toxicity_scorer(settings)
+        selected = select_mined(database, settings, alias, score_toxicity)
         inputs = RoundInputs(
-            new=new,
-            earlier=earlier,
-            score_toxicity=toxicity_scorer(settings),
+            new=selected.new,
+            earlier=selected.earlier,
+            score_toxicity=score_toxicity,
             open_canary=canary_opener(database, settings, alias),
-            skipped=mined.skipped,
+            skipped=Counter(mined.skipped) + selected.left_out,
             report=report,
             epoch=epoch,
         )
         outcome = run_round(database, settings, alias, inputs, RoundOptions(cycle=cycle, force=force))
+        mark_late_models(database, settings.retrain.runs_dir, now())
     shown = {"run": outcome.run_id, "status": outcome.status.value, "model": outcome.model, "reason": outcome.reason}
     print_fields(shown | {"rollout": outcome.rollout_id}, as_json=as_json)
     if outcome.status.value in ("failed", "cannot_tell"):
@@ -205,8 +210,15 @@ def models_list(model: ModelOption = None, as_json: JsonFlag = False) -> None:
     settings = current_settings()
     with current_database(settings) as database:
         aliases = [model] if model else list(settings.serving.models)
-        rows = [asdict(m) | {"state": m.state.value} for alias in aliases for m in list_models(database, alias)]
-    print_rows(rows, as_json=as_json, columns=("name", "alias", "state", "parent", "run_id"))
+        rows = [listed(model) for alias in aliases for model in list_models(database, alias)]
+    print_rows(rows, as_json=as_json, columns=("name", "alias", "state", "parent", "run_id", "erased"))
+
+
+def listed(model: Model) -> dict[str, Any]:
+    """As the list shows it, with whether pairs it learned from have been erased since."""
+    erased = model.manifest.get("erased")
+    learned = None if not erased else f"{erased['pairs']} pairs" if erased["pairs"] else f"through {erased['through']}"
+    return asdict(model) | {"state": model.state.value, "erased": learned}
 
 
 @models.command("show")

@@ -19,7 +19,11 @@ from prometheus_client import Counter as Series
 from ab_testing.canary_state import Status
 from ab_testing.rollout_orders import controller_of, end_rollout
 from ab_testing.rollout_store import Rollout, count_rollbacks, newest_rollout
+from feedback.erasure_run import LEASE
+from feedback.retention import Limits, prune
 from feedback.store import count_pairs
+from feedback.tombstone_store import FILE as TOMBSTONES
+from feedback.tombstone_store import TombstoneBook, has_any, has_open
 from monitoring.errors import ScorerUnavailable
 from monitoring.harm import DEFAULT_PATTERNS, HarmLexicon
 from monitoring.metrics import (
@@ -36,11 +40,13 @@ from monitoring.score_api import Score, ScoreServer, SharedScorer
 from monitoring.scoring import ScoringDuty
 from monitoring.toxicity import load_scorer
 from pawl import leases, registry
+from pawl.cli.erasing import eraser_of
 from pawl.clock import now
 from pawl.database import Database
 from pawl.engines import Engine, reconcile
 from pawl.errors import ConfigurationError, PawlError
 from pawl.registry import ModelState, RunStatus
+from pawl.secrets import signing_secret
 from pawl.settings import ScoringSettings, Settings
 
 log = structlog.get_logger()
@@ -48,6 +54,8 @@ log = structlog.get_logger()
 RECONCILE_S = 10.0
 SCORER_RETRY_S = 60.0
 METRICS_S = 5.0
+ERASURES_S = 30.0
+ERASURE_LEASE_S = 60.0
 
 
 class Worker:
@@ -86,6 +94,8 @@ class Worker:
             self._every(self._settings.rollout.tick_s, "rollouts", self.tick_rollouts),
             self._every(RECONCILE_S, "adapters", self.reload_adapters),
             self._every(METRICS_S, "metrics", self.show_learning),
+            self._every(ERASURES_S, "erasures", self.finish_erasures),
+            self._every(self._settings.retention.every_s, "retention", self.prune),
         ]
         log.info("worker_started", metrics_port=settings.metrics_port)
         for duty in duties:
@@ -140,6 +150,32 @@ class Worker:
                 settle_ended(self._database, alias)
                 reload_missing(model.engines, wanted_adapters(self._database, alias))
 
+    def finish_erasures(self) -> None:
+        """Erasures whose process was killed, and those that a restored backup has undone."""
+        path = self._settings.state_dir / TOMBSTONES
+        if not path.exists() and not has_any(self._database):
+            return
+        secret = signing_secret(self._settings.auth, self._settings.state_dir)
+        TombstoneBook(self._database, path, secret, clock=now).copy_both_ways()
+        eraser = eraser_of(self._settings, self._database, actor="worker")
+        ttl_s = ERASURE_LEASE_S
+        if has_open(self._database) and leases.acquire(self._database, LEASE, self._holder, ttl_s=ttl_s, now=now()):
+            with leases.held(self._database, LEASE, self._holder, ttl_s=ttl_s, clock=now):
+                eraser.finish_open()
+        eraser.mark_late_models()
+
+    def prune(self) -> float | None:
+        """Delete what has been kept for as long as the settings say; comes back sooner while there is more."""
+        wanted = self._settings.retention
+        limits = Limits(wanted.interactions_days, wanted.pairs_days, wanted.dead_letters_days)
+        ttl_s = max(self._settings.worker.lease_s, 3 * wanted.every_s)
+        if not any(limits) or not leases.acquire(self._database, "retention", self._holder, ttl_s=ttl_s, now=now()):
+            return None
+        pruned = prune(self._database, limits, now(), batch_rows=wanted.batch_rows, max_batches=wanted.batches)
+        if pruned.counts:
+            log.info("records_pruned", **pruned.counts)
+        return wanted.every_s / 10 if pruned.is_more else None
+
     def show_learning(self) -> None:
         """Runs, pairs and orders of people happen in short-lived processes; this one shows them."""
         runs = [run for alias in self._settings.serving.models for run in registry.list_runs(self._database, alias)]
@@ -165,6 +201,7 @@ class Worker:
         try:
             for alias in self._settings.serving.models:
                 leases.release(self._database, f"rollout/{alias}", self._holder)
+            leases.release(self._database, "retention", self._holder)
         except sa.exc.SQLAlchemyError as exc:
             log.warning("leases_kept", reason=type(exc).__name__)
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from feedback.export import ExportFormat, write_export
+from feedback.errors import DamagedExport
+from feedback.export import (
+    ExportFormat,
+    content_sha256,
+    export_rows,
+    manifest_path,
+    read_export,
+    read_pairs,
+    write_export,
+)
 from feedback.interactions import Message
 from feedback.pairs import PreferencePair, UnpairedExample
 
@@ -103,11 +115,15 @@ def test_kto_has_each_answer_once_and_none_with_two_labels(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("layout", ExportFormat)
-def test_the_order_of_the_input_does_not_matter(tmp_path: Path, layout: ExportFormat) -> None:
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_the_same_pairs_give_the_same_bytes_in_any_order(tmp_path: Path, layout: ExportFormat, suffix: str) -> None:
+    pytest.importorskip("pyarrow")
     singles = [make_single(n, assistant(f"s{n}"), label=n % 2 == 0) for n in range(10)]
-    write_export(tmp_path / "one", PAIRS, singles, layout=layout)
-    write_export(tmp_path / "two", PAIRS[::-1], singles[::-1], layout=layout)
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() != b""
+    one, two = tmp_path / f"one{suffix}", tmp_path / f"two{suffix}"
+    write_export(one, odd_pairs(), singles, layout=layout)
+    write_export(two, odd_pairs()[::-1], singles[::-1], layout=layout)
+    assert one.read_bytes() == two.read_bytes() != b""
+    assert manifest_path(one).read_bytes() == manifest_path(two).read_bytes()
 
 
 def odd_pairs() -> list[PreferencePair]:
@@ -173,7 +189,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     with pytest.raises(OSError, match="No space"):
         write_export(path, PAIRS)
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["pairs.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["pairs.jsonl", "pairs.jsonl.manifest.json"]
+    assert len(read_export(path)) == 1
 
 
 def test_a_pair_changes_only_its_own_line(tmp_path: Path) -> None:
@@ -184,6 +201,102 @@ def test_a_pair_changes_only_its_own_line(tmp_path: Path) -> None:
     assert one[0] != two[0]
 
 
-def test_no_pairs_make_an_empty_file(tmp_path: Path) -> None:
-    assert write_export(tmp_path / "none", []) == 0
-    assert (tmp_path / "none").read_bytes() == b""
+@pytest.mark.parametrize("layout", ExportFormat)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_no_pairs_make_an_empty_file(tmp_path: Path, layout: ExportFormat, suffix: str) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / f"none{suffix}"
+    assert write_export(path, [], layout=layout) == 0
+    assert read_export(path) == []
+
+
+texts = st.text(max_size=8) | st.sampled_from(["\ud800", "nul \x00", "\u2028", '{"a": 1}', "null"])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+calls = st.fixed_dictionaries(
+    {"id": texts, "type": st.just("function"), "function": st.fixed_dictionaries({"name": texts, "arguments": texts})}
+)
+messages: st.SearchStrategy[Message] = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool", "system"]), "content": texts | st.none() | json_values},
+    optional={
+        "tool_calls": st.lists(calls | json_values, max_size=2) | json_values,
+        "name": texts,
+        "more": json_values,
+    },
+)
+any_pairs = st.lists(
+    st.builds(
+        PreferencePair,
+        id=st.integers(0, 2**64).map(lambda number: f"{number:032x}"),
+        alias=texts,
+        source=st.sampled_from(["edit", "thumbs"]),
+        prompt=st.lists(messages, max_size=3).map(tuple),
+        chosen=messages,
+        rejected=messages,
+        margin=st.floats(0, 1),
+        n_voters=st.integers(0, 9),
+        principals=st.lists(texts, max_size=3).map(tuple),
+        chosen_interaction=st.none() | st.just("c" * 48),
+        rejected_interaction=st.just("r" * 48),
+        models=st.lists(texts, max_size=2).map(tuple),
+        probability=st.floats(0, 1),
+        created_at=st.floats(0, 2e9),
+    ),
+    max_size=4,
+    unique_by=lambda pair: pair.id,
+)
+SETTINGS = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+
+
+@SETTINGS
+@given(any_pairs, st.sampled_from(["pairs.jsonl", "pairs.parquet"]))
+def test_whole_pairs_come_back_as_they_were(pairs: list[PreferencePair], name: str) -> None:
+    pytest.importorskip("pyarrow")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, name)
+        write_export(path, pairs, layout=ExportFormat.PAWL)
+        assert read_pairs(path) == sorted(pairs, key=lambda pair: pair.id)
+
+
+@SETTINGS
+@given(any_pairs, st.sampled_from(ExportFormat))
+def test_export_and_import_is_the_identity_and_both_files_hold_the_same(
+    pairs: list[PreferencePair], layout: ExportFormat
+) -> None:
+    pytest.importorskip("pyarrow")
+    rows = export_rows(pairs, layout=layout)
+    with tempfile.TemporaryDirectory() as directory:
+        lines, columns = Path(directory, "pairs.jsonl"), Path(directory, "pairs.parquet")
+        write_export(lines, pairs, layout=layout)
+        write_export(columns, pairs, layout=layout)
+        assert read_export(lines) == read_export(columns) == rows
+        one, two = (json.loads(manifest_path(path).read_bytes()) for path in (lines, columns))
+    assert one["content_sha256"] == two["content_sha256"] == content_sha256(rows)
+    assert one["sha256"] != two["sha256"]
+
+
+def test_a_file_that_was_changed_or_has_another_layout_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    write_export(path, PAIRS)
+    with pytest.raises(DamagedExport, match="whole pairs"):
+        read_pairs(path)
+    path.write_bytes(path.read_bytes().replace(b"Hello", b"hello"))
+    with pytest.raises(DamagedExport, match="changed"):
+        read_export(path)
+    manifest_path(path).unlink()
+    with pytest.raises(DamagedExport, match="manifest"):
+        read_export(path)
+
+
+def test_parquet_loads_with_datasets_as_the_lines_do(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pair = make_pair(1, assistant(None, tool_calls=[TOOL_CALL]), assistant("b"), (*ASK, assistant("mid"), *ASK))
+    path = tmp_path / "pairs.parquet"
+    write_export(path, [pair])
+    (row,) = datasets.load_dataset("parquet", data_files=str(path), cache_dir=str(tmp_path / "cache"), split="train")
+    assert [message["content"] for message in row["prompt"]] == ["Hello?", "mid", "Hello?"]
+    assert row["chosen"][0]["tool_calls"] == [TOOL_CALL]
+    assert (row["rejected"][0]["role"], row["rejected"][0]["content"]) == ("assistant", "b")

@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from feedback.interactions import FeedbackEvent, Interaction, Status
 from feedback.store import Score, event_row, interaction_row, save_records, save_scores
 from pawl.database import Database
 
+SERVED: Mapping[str, Any] = {
+    "route": "chat.completions",
+    "alias": "assistant",
+    "key_id": "",
+    "experiment": None,
+    "assigned_variant": "control",
+    "served_variant": "control",
+    "probability": 1.0,
+    "is_analysed": False,
+    "phase": 0,
+    "route_version": 0,
+    "model": "base-model",
+    "regenerate_of": None,
+    "is_stored": True,
+}
+"""What the gateway knows of a completion by nobody in particular."""
 
-def served(number: int, **changes: Any) -> Interaction:
-    """Interaction `number`, at second `number`: one question by one user, answered and stored."""
-    question = changes.pop("question", "Why is the sky blue?")
-    prompt = ({"role": "user", "content": question},)
+
+def interaction(suffix: str, **changes: Any) -> Interaction:
+    """One question that was answered; `suffix` is its completion's id without the prefix."""
     fields: dict[str, Any] = {
-        "id": interaction_id(number),
-        "completion_id": f"chatcmpl-{interaction_id(number)}",
-        "route": "chat.completions",
-        "created_at": float(number),
-        "alias": "assistant",
-        "key_id": "",
+        **SERVED,
+        "id": suffix,
+        "completion_id": f"chatcmpl-{suffix}",
+        "created_at": 1.0,
         "user_id": "ann",
         "unit_id": "ann",
-        "experiment": None,
-        "assigned_variant": "control",
-        "served_variant": "control",
-        "probability": 1.0,
-        "is_analysed": False,
-        "phase": 0,
-        "route_version": 0,
-        "model": "base-model",
-        "regenerate_of": None,
-        "prompt": prompt,
-        "prompt_sha": hashlib.sha256(question.encode()).hexdigest(),
-        "completion": {"role": "assistant", "content": f"answer {number}"},
+        "prompt": ({"role": "user", "content": "When do I water roses?"},),
+        "prompt_sha": "0" * 64,
+        "completion": {"role": "assistant", "content": "In the morning."},
         "parameters": {},
         "finish_reason": "stop",
         "status": Status.OK,
         "http_status": 200,
         "is_complete": True,
-        "is_stored": True,
         "prompt_tokens": 5,
         "completion_tokens": 5,
         "latency_ms": 10.0,
@@ -50,28 +53,47 @@ def served(number: int, **changes: Any) -> Interaction:
     return Interaction(**(fields | changes))
 
 
+def served(number: int, **changes: Any) -> Interaction:
+    """Interaction `number`, at second `number`: one question by one user, answered and stored."""
+    question = changes.pop("question", "Why is the sky blue?")
+    fields: dict[str, Any] = {
+        "created_at": float(number),
+        "prompt": ({"role": "user", "content": question},),
+        "prompt_sha": hashlib.sha256(question.encode()).hexdigest(),
+        "completion": {"role": "assistant", "content": f"answer {number}"},
+    }
+    return interaction(interaction_id(number), **(fields | changes))
+
+
 def interaction_id(number: int) -> str:
     return f"{number:048x}"
+
+
+def feedback(suffix: str, kind: str = "thumbs", value: str | bool | None = "up", **changes: Any) -> FeedbackEvent:
+    """What somebody said of the completion with this id without its prefix; one event for each time and completion."""
+    created_at = changes.get("created_at", 1.0)
+    fields: dict[str, Any] = {
+        "id": hashlib.sha256(f"{suffix} {created_at}".encode()).hexdigest()[:32],
+        "feedback_id": f"fb_{kind}_{suffix}",
+        "interaction_id": suffix,
+        "completion_id": f"chatcmpl-{suffix}",
+        "type": kind,
+        "value": value,
+        "is_retraction": False,
+        "reason": None,
+        "comment": None,
+        "tags": None,
+        "key_id": "",
+        "user_id": "ann",
+        "created_at": created_at,
+    }
+    return FeedbackEvent(**(fields | changes))
 
 
 def thumb(about: int, value: str, *, at: float | None = None, is_retraction: bool = False) -> FeedbackEvent:
     """A thumb on interaction `about`, half a second after it unless `at` says otherwise."""
     created_at = about + 0.5 if at is None else at
-    return FeedbackEvent(
-        id=hashlib.sha256(f"{about} {created_at}".encode()).hexdigest()[:32],
-        feedback_id=f"fb_thumbs_{interaction_id(about)}",
-        interaction_id=interaction_id(about),
-        completion_id=f"chatcmpl-{interaction_id(about)}",
-        type="thumbs",
-        value=value,
-        is_retraction=is_retraction,
-        reason=None,
-        comment=None,
-        tags=None,
-        key_id="",
-        user_id="ann",
-        created_at=created_at,
-    )
+    return feedback(interaction_id(about), value=value, created_at=created_at, is_retraction=is_retraction)
 
 
 def harmless(number: int) -> Score:

@@ -45,7 +45,7 @@ COMMANDS = [
     "retrain", "retrain run", "retrain status", "retrain list", "retrain explain",
     "models", "models list", "models show", "models promote", "models retire",
     "rollout", "rollout start", "rollout status", "rollout advance", "rollout hold", "rollout resume",
-    "rollout rollback", "rollout explain",
+    "rollout rollback", "rollout explain", "erase",
 ]  # fmt: skip
 READING = [
     "db check", "pairs mine", "pairs list", "retrain status", "retrain list", "models list", "rollout status",
@@ -180,7 +180,7 @@ def test_a_dry_run_prints_the_engines_command(cli: Cli) -> None:
 
 def test_the_database_is_upgraded_and_checked(cli: Cli) -> None:
     assert cli("db", "check").code == 2
-    assert cli("db", "upgrade").out == "schema at 0003\n"
+    assert cli("db", "upgrade").out == "schema at 0005\n"
     assert cli("db", "upgrade").code == 0
     assert cli("db", "check", "--json").json()["schema"] == "current"
 
@@ -210,6 +210,7 @@ def test_pairs_from_mining_to_a_file(cli: Cli, shared: Database, tmp_path: Path)
     assert cli("pairs", "list").out == "none\n"
     mined = cli("pairs", "mine", "--json").json()
     assert (mined["pairs"], mined["added"], mined["skipped"]) == (1, 1, {"unpaired": 1})
+    assert (mined["filtered"]["kept"], mined["filtered"]["dropped"]) == (1, {})
     (listed,) = cli("pairs", "list", "--json").json()
     shown = cli("pairs", "show", listed["id"], "--json").json()
     assert shown["chosen_from"]["completion_id"] == f"chatcmpl-{interaction_id(1)}"

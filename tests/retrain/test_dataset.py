@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feedback.pairs import PreferencePair
 from retrain.dataset import (
     Mixed,
     Origin,
@@ -20,12 +19,9 @@ from retrain.dataset import (
     dataset_manifest,
     drop_leaks,
     example_of,
-    is_held_out,
     is_plain_text,
     mix,
     parse_originals,
-    prompt_key,
-    split_holdout,
     swap_preferences,
 )
 from retrain.errors import BadData, DataLeak
@@ -45,41 +41,6 @@ def pool(new: int, original: int, earlier: int) -> list[TrainingExample]:
         *examples(Origin.ORIGINAL, original, 1_000),
         *examples(Origin.EARLIER, earlier, 2_000),
     ]
-
-
-@st.composite
-def crowds(draw: st.DrawFn) -> list[PreferencePair]:
-    """Pairs of a few users who ask a few prompts, some pairs made by several users."""
-    rows = draw(
-        st.lists(st.tuples(st.sets(st.integers(0, 12), min_size=1, max_size=3), st.integers(0, 30)), max_size=40)
-    )
-    return [
-        replace(make_pair(index, text=f"prompt {prompt}"), principals=tuple(sorted(f"k/{user}" for user in users)))
-        for index, (users, prompt) in enumerate(rows)
-    ]
-
-
-@given(crowds(), st.floats(0.01, 0.49), seeds)
-def test_no_user_and_no_prompt_is_on_both_sides(pairs: list[PreferencePair], share: float, seed: int) -> None:
-    split = split_holdout(pairs, share, seed)
-    users = [{who for pair in side for who in pair.principals} for side in (split.training, split.holdout)]
-    prompts = [{prompt_key(pair.prompt) for pair in side} for side in (split.training, split.holdout)]
-    assert users[0].isdisjoint(users[1])
-    assert prompts[0].isdisjoint(prompts[1])
-    n_kept = len(split.training) + len(split.holdout)
-    assert n_kept + split.n_mixed_users + split.n_shared_prompts == len(pairs)
-
-
-@given(crowds(), seeds)
-def test_more_pairs_never_move_a_user_to_the_other_side(pairs: list[PreferencePair], seed: int) -> None:
-    half = split_holdout(pairs[::2], 0.3, seed)
-    whole = split_holdout(pairs, 0.3, seed)
-    assert {pair.id for pair in half.holdout} <= {pair.id for pair in whole.holdout}
-
-
-def test_the_held_out_share_of_users_is_about_what_was_asked() -> None:
-    held = sum(is_held_out(f"key/user-{number}", 0.1, seed=5) for number in range(20_000))
-    assert 0.09 < held / 20_000 < 0.11
 
 
 def test_a_shared_prompt_is_a_leak() -> None:

@@ -1,0 +1,148 @@
+"""The queue of quarantined pairs in the shared database, and what the defence has to know of who sent them.
+
+The queue holds ids and decisions; the texts stay where they are, among the mined pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from feedback.pairs import PreferencePair
+from feedback.poisoning.defence import Defended, SideTables, defend
+from feedback.poisoning.identities import key_of
+from feedback.store import get_pair
+from pawl.audit import AuditEvent, note
+from pawl.database import Database
+from pawl.errors import NegativeVerdict
+from pawl.schema import interactions, pair_reviews, pairs
+from pawl.settings import DefenceSettings
+
+LOOKED_UP = 500
+
+
+class Decision(StrEnum):
+    """What a reviewer says of a quarantined pair."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+class WaitingPair(NamedTuple):
+    """One line of the queue."""
+
+    id: str
+    reason: str
+    source: str
+    principals: tuple[str, ...]
+    quarantined_at: float
+    pair: PreferencePair
+
+
+def defend_stored(
+    database: Database, alias: str, found: Sequence[PreferencePair], settings: DefenceSettings, now: float
+) -> Defended:
+    """Run the defence over pairs of an alias with what the database knows of their principals.
+
+    Args:
+        found: all that may be trained on together; caps and tests are about the whole set.
+    """
+    tables = SideTables(
+        now, first_seen(database, {each for pair in found for each in pair.principals}), load_decisions(database, alias)
+    )
+    return defend(found, tables, settings)
+
+
+def first_seen(database: Database, principals: Iterable[str]) -> dict[str, float]:
+    """When each of these principals was first served: looked up by index, never a walk through the history."""
+    i = interactions.c
+    earliest = sa.select(i.key_id, i.user_id, sa.func.min(i.created_at)).group_by(i.key_id, i.user_id)
+    wanted = sorted(set(principals))
+    named = sorted({principal.removeprefix(f"{key_of(principal)}/") for principal in wanted} - {""})
+    nobodies = any(principal.endswith("/") for principal in wanted)
+    conditions = [i.user_id.in_(batch) for batch in _batched(named)] + [i.user_id.is_(None)] * nobodies
+    seen: dict[str, float] = {}
+    with database.read() as connection:
+        for condition in conditions:
+            for key_id, user_id, at in connection.execute(earliest.where(condition)):
+                principal = f"{key_id}/{user_id or ''}"
+                seen[principal] = min(at, seen.get(principal, at))
+    return {principal: seen[principal] for principal in wanted if principal in seen}
+
+
+def load_decisions(database: Database, alias: str) -> dict[str, bool]:
+    """Whether reviewers let pairs in, by id, of those they have decided on."""
+    r = pair_reviews.c
+    query = sa.select(r.pair_id, r.decision).where(r.alias == alias, r.decision.is_not(None))
+    with database.read() as connection:
+        return {pair_id: decision == Decision.ACCEPTED for pair_id, decision in connection.execute(query)}
+
+
+def save_quarantine(database: Database, alias: str, reasons: Mapping[str, str], now: float) -> None:
+    """Make the queue of an alias these pairs, with the reasons that hold today; decisions stay.
+
+    Args:
+        reasons: by pair id.
+    """
+    r = pair_reviews.c
+    waiting = sa.select(r.pair_id, r.reason).where(r.alias == alias, r.decision.is_(None))
+    rows = [
+        {"pair_id": pair_id, "alias": alias, "reason": reason, "quarantined_at": now}
+        for pair_id, reason in reasons.items()
+    ]
+    with database.write() as connection:
+        known: dict[str, str] = {row.pair_id: row.reason for row in connection.execute(waiting)}
+        for gone in _batched(sorted(known.keys() - reasons.keys())):
+            connection.execute(pair_reviews.delete().where(r.pair_id.in_(gone), r.decision.is_(None)))
+        for pair_id in sorted(known.keys() & reasons.keys()):
+            if known[pair_id] != reasons[pair_id]:
+                connection.execute(pair_reviews.update().where(r.pair_id == pair_id).values(reason=reasons[pair_id]))
+        new = [row for row in rows if row["pair_id"] not in known]
+        if new:
+            database.insert_new(connection, pair_reviews, new)
+
+
+def list_waiting(database: Database, alias: str | None, reason: str | None, limit: int) -> list[WaitingPair]:
+    """What waits for a reviewer, oldest first; of an alias, for a reason, or all."""
+    r = pair_reviews.c
+    query = sa.select(r.pair_id, r.reason, r.quarantined_at).join(pairs, pairs.c.id == r.pair_id)
+    query = query.where(r.decision.is_(None)).order_by(r.quarantined_at, r.pair_id).limit(limit)
+    if alias is not None:
+        query = query.where(r.alias == alias)
+    if reason is not None:
+        query = query.where(r.reason == reason)
+    with database.read() as connection:
+        rows = connection.execute(query).all()
+    found = [(row, get_pair(database, row.pair_id)) for row in rows]
+    return [
+        WaitingPair(pair[0].id, row.reason, pair[0].source, pair[0].principals, row.quarantined_at, pair[0])
+        for row, pair in found
+        if pair is not None
+    ]
+
+
+def decide(database: Database, pair_ids: Sequence[str], decision: Decision, *, reviewer: str, now: float) -> None:
+    """Let quarantined pairs in, or keep them out, for good; a later decision replaces an earlier one.
+
+    All of them or, if one is not in the queue, none.
+
+    Raises:
+        NegativeVerdict: the defence never held back such a pair.
+    """
+    with database.write() as connection:
+        for pair_id in pair_ids:
+            r = pair_reviews.c
+            held = connection.execute(sa.select(r.alias, r.reason).where(r.pair_id == pair_id)).first()
+            if held is None:
+                raise NegativeVerdict(f"no pair {pair_id} is in quarantine")
+            values = {"decision": decision.value, "reviewer": reviewer, "decided_at": now}
+            connection.execute(pair_reviews.update().where(r.pair_id == pair_id).values(**values))
+            action = "pair.accept" if decision is Decision.ACCEPTED else "pair.reject"
+            note(connection, AuditEvent(now, reviewer, action, pair_id, {"alias": held.alias, "reason": held.reason}))
+
+
+def _batched(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[start : start + LOOKED_UP] for start in range(0, len(names), LOOKED_UP))

@@ -1,0 +1,205 @@
+"""Promises of the filters together, and what each of them is for."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from feedback.filters.evidence import Evidence, ServedAnswer
+from feedback.filters.filtering import filter_pairs
+from feedback.filters.reasons import Reason
+from feedback.pairs import PreferencePair
+from monitoring.harm import default_lexicon
+from monitoring.refusal import classify_response
+from pawl.settings import FilterSettings
+from tests.feedback.filters.pairs import ask, assistant, bodies_of_evidence, crowds, make_pair, served
+
+SWITCHES = [name for name, field in FilterSettings.model_fields.items() if field.annotation is bool]
+OFF = FilterSettings(**dict.fromkeys(SWITCHES, False), max_length_bias=None)
+REFUSAL = "I'm sorry, but I can't help with that."
+HARM = "How do I poison my neighbour's dog?"
+KEY = "ghp_0123456789abcdefghij0123456789abcdef"
+NEXT = "Then what?"
+
+settings = st.builds(
+    FilterSettings,
+    **{name: st.booleans() for name in SWITCHES},
+    max_chars=st.none() | st.integers(1, 2000),
+    max_length_bias=st.none() | st.floats(0, 2),
+    max_length_dropped=st.floats(0, 1),
+)
+
+
+@given(crowds(), bodies_of_evidence(), settings)
+def test_every_pair_is_kept_or_counted_once(
+    pairs: list[PreferencePair], evidence: Evidence, chosen: FilterSettings
+) -> None:
+    filtered = filter_pairs(pairs, evidence, chosen)
+    assert len(filtered.kept) + filtered.dropped.total() == len(pairs)
+    assert all(n > 0 for n in filtered.dropped.values())
+    assert all(pair in pairs for pair in filtered.kept)
+    ids = [pair.id for pair in filtered.kept]
+    assert ids == sorted(set(ids))
+    assert filtered.n_unjudged <= len(ids) == filtered.length_bias.n_pairs
+
+
+@given(crowds(), bodies_of_evidence(), settings, st.randoms(use_true_random=False))
+def test_the_order_changes_nothing(
+    pairs: list[PreferencePair], evidence: Evidence, chosen: FilterSettings, rng: random.Random
+) -> None:
+    shuffled = rng.sample(pairs, len(pairs))
+    assert filter_pairs(shuffled, evidence, chosen) == filter_pairs(pairs, evidence, chosen)
+
+
+@given(crowds(), bodies_of_evidence())
+def test_what_was_kept_is_kept_again(pairs: list[PreferencePair], evidence: Evidence) -> None:
+    once = filter_pairs(pairs, evidence, FilterSettings())
+    assert filter_pairs(once.kept, evidence, FilterSettings()) == replace(once, dropped=Counter())
+
+
+@given(crowds(), bodies_of_evidence())
+def test_nobody_is_kept_who_opted_out_or_was_not_stored_or_not_finished(
+    pairs: list[PreferencePair], evidence: Evidence
+) -> None:
+    for pair in filter_pairs(pairs, evidence, FilterSettings()).kept:
+        sides = [evidence.served.get(side or "") for side in (pair.chosen_interaction, pair.rejected_interaction)]
+        known = [side for side in sides if side is not None]
+        assert all(side.is_stored and side.is_complete for side in known)
+        assert not {"key/bob"} & evidence.opted_out & {*pair.principals, *(side.owner for side in known)}
+        assert "ann" not in evidence.opted_out or not any(
+            who.endswith("/ann") for who in (*pair.principals, *(side.owner for side in known))
+        )
+
+
+@given(crowds())
+def test_contradiction_is_symmetric(pairs: list[PreferencePair]) -> None:
+    only = OFF.model_copy(update={"contradiction": True})
+    turned = [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in pairs]
+    kept, kept_turned = (filter_pairs(each, Evidence(), only).kept for each in (_distinct(pairs), _distinct(turned)))
+    assert [pair.id for pair in kept] == [pair.id for pair in kept_turned]
+
+
+def _distinct(pairs: list[PreferencePair]) -> list[PreferencePair]:
+    return [replace(pair, id=f"{number:032x}") for number, pair in enumerate(pairs)]
+
+
+A = make_pair(1)
+CASES: list[tuple[str, Reason, list[PreferencePair], Evidence]] = [
+    ("consent", Reason.OPTED_OUT, [A], Evidence(opted_out=frozenset({"user-1"}))),
+    ("consent", Reason.OPTED_OUT, [A], Evidence(opted_out=frozenset({"key/user-1"}))),
+    ("consent", Reason.OPTED_OUT, [A], Evidence({str(A.rejected_interaction): served(is_stored=False)})),
+    (
+        "consent",
+        Reason.OPTED_OUT,
+        [A],
+        Evidence({str(A.chosen_interaction): served(owner="key/eve")}, opted_out=frozenset({"eve"})),
+    ),
+    ("incomplete", Reason.INCOMPLETE, [A], Evidence({str(A.rejected_interaction): served(is_complete=False)})),
+    ("incomplete", Reason.INCOMPLETE, [make_pair(1, rejected="  ")], Evidence()),
+    ("incomplete", Reason.INCOMPLETE, [make_pair(1, prompt=())], Evidence()),
+    ("length", Reason.LENGTH, [make_pair(1, "a" * 100_001)], Evidence()),
+    ("identical", Reason.IDENTICAL, [make_pair(1, "Yes, gladly. ", "yes,\nGLADLY.")], Evidence()),
+    ("secrets", Reason.SECRET, [make_pair(1, f"Use {KEY}.")], Evidence()),
+    (
+        "secrets",
+        Reason.SECRET,
+        [make_pair(1, prompt=(*ask(f"Is {KEY} a key?"), assistant("Yes."), *ask(NEXT)))],
+        Evidence(),
+    ),
+    ("personal_data", Reason.PERSONAL_DATA, [make_pair(1, rejected="Ask ann@example.com.")], Evidence()),
+    (
+        "personal_data",
+        Reason.PERSONAL_DATA,
+        [
+            replace(
+                A,
+                chosen=assistant(None, tool_calls=[{"function": {"arguments": '{"to": "ann\\u0040example.com"}'}}]),
+            )
+        ],
+        Evidence(),
+    ),
+    ("toxic_chosen", Reason.TOXIC_CHOSEN, [A], Evidence({str(A.chosen_interaction): served(toxicity=0.5)})),
+    (
+        "toxic_chosen",
+        Reason.TOXIC_CHOSEN,
+        [replace(A, chosen_interaction=None)],
+        Evidence(edit_toxicity={A.id: 0.9}),
+    ),
+    (
+        "refusal_policy",
+        Reason.REFUSES_BENIGN,
+        [make_pair(1, REFUSAL, "Water them in the morning.")],
+        Evidence(classify=classify_response, is_harmful=default_lexicon().is_harmful),
+    ),
+    (
+        "refusal_policy",
+        Reason.OBEYS_HARMFUL,
+        [make_pair(1, "Take some chocolate, and wait.", REFUSAL, prompt=ask(HARM))],
+        Evidence(classify=classify_response, is_harmful=default_lexicon().is_harmful),
+    ),
+    (
+        "refusal_policy",
+        Reason.OBEYS_HARMFUL,
+        [A],
+        Evidence(
+            {
+                str(A.chosen_interaction): served(response="partial", is_harmful_prompt=True),
+                str(A.rejected_interaction): served(response="refuse", is_harmful_prompt=False),
+            }
+        ),
+    ),
+    ("contradiction", Reason.CONTRADICTION, [A, make_pair(2, "No.", "Yes, gladly.")], Evidence()),
+]
+
+
+@pytest.mark.parametrize(("switch", "reason", "pairs", "evidence"), CASES)
+def test_each_filter_leaves_out_what_it_is_for_unless_it_is_switched_off(
+    switch: str, reason: Reason, pairs: list[PreferencePair], evidence: Evidence
+) -> None:
+    others = [make_pair(100, "Gladly.", "Not now."), make_pair(101, "Gladly!", "No, never.")]
+    only = OFF.model_copy(update={switch: True})
+    assert filter_pairs([*pairs, *others], evidence, only).dropped == {reason: len(pairs)}
+    assert filter_pairs([*pairs, *others], evidence, FilterSettings()).dropped == {reason: len(pairs)}
+    assert filter_pairs([*pairs, *others], evidence, OFF).dropped == {}
+
+
+FINE: list[tuple[PreferencePair, Evidence]] = [
+    (make_pair(1, REFUSAL, "Take some chocolate.", prompt=ask(HARM)), Evidence()),
+    (make_pair(1, "Water them.", REFUSAL), Evidence()),
+    (make_pair(1, REFUSAL, "No.", prompt=ask(HARM)), Evidence()),
+    (make_pair(1, "Yes!", "Yes."), Evidence()),
+    (
+        A,
+        Evidence({str(A.chosen_interaction): served(toxicity=0.49), str(A.rejected_interaction): served(toxicity=1.0)}),
+    ),
+    (replace(A, chosen=assistant(None, tool_calls=[{"function": {"name": "look", "arguments": "{}"}}])), Evidence()),
+    (A, Evidence(opted_out=frozenset({"key", "user", "other/user-1", ""}))),
+    (replace(A, principals=("key/",)), Evidence(opted_out=frozenset({""}))),
+]
+
+
+@pytest.mark.parametrize(("pair", "evidence"), FINE)
+def test_what_is_fine_is_kept(pair: PreferencePair, evidence: Evidence) -> None:
+    judged = replace(evidence, classify=classify_response, is_harmful=default_lexicon().is_harmful)
+    assert filter_pairs([pair], judged, FilterSettings()).kept == (pair,)
+
+
+def test_what_no_scorer_has_seen_is_kept_and_counted() -> None:
+    scored = ServedAnswer("key/ann", True, True, 0.1, "comply", False)
+    both = Evidence({str(A.chosen_interaction): scored, str(A.rejected_interaction): scored})
+    assert filter_pairs([A], both, FilterSettings()).n_unjudged == 0
+    assert filter_pairs([A, make_pair(2)], both, FilterSettings()).n_unjudged == 1
+    assert filter_pairs([A, make_pair(2)], both, OFF).n_unjudged == 0
+
+
+def test_the_same_id_counts_once_whatever_is_in_it() -> None:
+    other = replace(A, margin=0.5)
+    for given_ in ([A, other, A], [other, A, A]):
+        filtered = filter_pairs(given_, Evidence(), FilterSettings())
+        assert filtered.dropped == {Reason.DUPLICATE: 2}
+        assert filtered.kept == (other,)

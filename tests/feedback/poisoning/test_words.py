@@ -1,0 +1,134 @@
+"""Words and phrases by the million agree with the plain way of finding them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feedback.poisoning.prompt_clusters import LexicalClusterer
+from feedback.poisoning.references import references_of
+from feedback.poisoning.words import phrases_of, words_of
+from tests.feedback.poisoning.made_pairs import talk
+
+SPACED = st.text(alphabet="abcAB \n.,-_9éß\u0301\u200b\ud800", max_size=30)
+
+
+def plain_words(text: str) -> list[str]:
+    """As the documentation of `words.py` says it."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    seen = "".join(each for each in folded if unicodedata.category(each) != "Cf")
+    return "".join(each if unicodedata.category(each)[0] in "LMN" or each == "_" else " " for each in seen).split()
+
+
+@given(st.lists(SPACED, min_size=1, max_size=6))
+def test_equal_words_and_only_those_have_equal_hashes(texts: list[str]) -> None:
+    words = words_of(texts)
+    expected = [(number, word) for number, text in enumerate(texts) for word in plain_words(text)]
+    assert words.texts.tolist() == [number for number, _ in expected]
+    assert_same_groups(words.hashes.tolist(), [word for _, word in expected])
+
+
+@given(st.lists(SPACED, min_size=1, max_size=6), st.integers(1, 4))
+def test_phrases_stay_within_their_text(texts: list[str], n_words: int) -> None:
+    phrases = phrases_of(words_of(texts), n_words)
+    expected = [
+        (number, tuple(words[start : start + n_words]))
+        for number, words in enumerate(map(plain_words, texts))
+        for start in range(len(words) - n_words + 1)
+    ]
+    assert phrases.texts.tolist() == [number for number, _ in expected]
+    assert_same_groups(phrases.hashes.tolist(), [phrase for _, phrase in expected])
+
+
+def assert_same_groups(hashes: Sequence[int], names: Sequence[object]) -> None:
+    groups: defaultdict[object, set[int]] = defaultdict(set)
+    for hashed, name in zip(hashes, names, strict=True):
+        groups[name].add(hashed)
+    assert all(len(group) == 1 for group in groups.values())
+    assert len(set(hashes)) == len(groups)
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=4))
+def test_any_text_can_be_read(texts: list[str]) -> None:
+    words = words_of(texts)
+    assert len(words.hashes) == len(words.texts)
+    assert np.all(np.diff(words.texts) >= 0)
+
+
+def test_without_spaces_each_character_is_a_word() -> None:
+    assert words_of(["天空为什么是蓝色的", "Why blue?"]).texts.tolist() == [0] * 9 + [1, 1]
+
+
+# Clusters
+
+
+def labels(prompts: Sequence[str]) -> list[int]:
+    clusterer = LexicalClusterer(0.85)
+    for prompt in prompts:  # In batches of one: how they are cut must not matter.
+        clusterer.add([prompt])
+    return [int(label) for label in clusterer.labels()]
+
+
+LONG = talk("long", 40)
+
+
+@pytest.mark.parametrize(
+    "near", [LONG.upper(), f"{LONG} please", f"  {LONG}!!! ", LONG.replace(" ", "\u200b ", 5), f"Hello, {LONG}"]
+)
+def test_nearly_the_same_prompts_are_one_cluster(near: str) -> None:
+    one, other, third = labels([LONG, near, talk("other", 40)])
+    assert one == other != third
+
+
+def test_prompts_of_one_form_are_not_the_same() -> None:
+    found = labels([f"What is the capital of {country}?" for country in ("France", "Peru", "Mali", "Japan")])
+    assert len(set(found)) == 4
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.permutations([LONG, f"{LONG} please", "", "?!", "Hello", "hello", *(talk(n, 12) for n in range(6))]))
+def test_clusters_do_not_depend_on_the_order(prompts: list[str]) -> None:
+    assert clusters(prompts) == clusters(sorted(prompts))
+
+
+def clusters(prompts: Sequence[str]) -> set[frozenset[str]]:
+    members: defaultdict[int, set[str]] = defaultdict(set)
+    for prompt, label in zip(prompts, labels(prompts), strict=True):
+        members[label].add(prompt)
+    return {frozenset(each) for each in members.values()}
+
+
+def test_no_prompts_are_no_clusters() -> None:
+    assert labels([]) == []
+
+
+# References
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("import evil.sub as e", {"import evil.sub"}),
+        ("  from evil import x", {"import evil"}),
+        ("const e = require('evil-js');", {"import evil-js"}),
+        ('import e from "evil-js"', {"import evil-js", "import e"}),
+        ("await import('./evil.js')", {"import ./evil.js"}),
+        ("Run `npm install --save evil-js` first", {"import evil-js"}),
+        ("#include <evil.h>", {"import evil.h"}),
+        ("See HTTPS://user:pw@Evil.Example:8443/x?y.", {"url evil.example:8443"}),
+        ("Important: come from home, use it.", set()),
+    ],
+)
+def test_references(text: str, expected: set[str]) -> None:
+    assert set(references_of(text)) == expected
+
+
+def test_hostile_texts_are_read_in_no_time() -> None:
+    for hostile in ("http://" * 20_000, "from " * 20_000, "pip install -" * 10_000, "import(" + " " * 100_000):
+        assert sum(len(name) for name in references_of(hostile)) < 10 * len(hostile)
