@@ -253,8 +253,8 @@ def exchange_from_json(data: bytes) -> Exchange:
 
 
 def event_to_json(event: FeedbackEvent) -> bytes:
-    """For the spool. Through the standard library, which keeps lone surrogates."""
-    return json.dumps(asdict(event)).encode()
+    """For the spool. Through the standard library, which keeps lone surrogates; not `asdict`, which copies deeply."""
+    return json.dumps(vars(event)).encode()
 
 
 def event_from_json(data: bytes) -> FeedbackEvent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from feedback.errors import InvalidFeedback
@@ -11,12 +11,16 @@ from feedback.interactions import FeedbackEvent
 
 MAX_ID_CHARS = 128
 MAX_USER_CHARS = 512
-MAX_EDIT_CHARS = 100_000
-MAX_COMMENT_CHARS = 10_000
+MAX_TEXT_CHARS = 2**20
+"""Of an edit or a comment: as long as any answer that a user may have in front of them."""
 MAX_REASON_CHARS = 1_000
 MAX_TAGS = 16
 MAX_TAG_NAME_CHARS = 64
 MAX_TAG_VALUE_CHARS = 512
+
+LIKED_FROM = 0.75
+DISLIKED_TO = 0.25
+"""Of ratings: the outer quarters say as much as a thumb does, and what is between says neither."""
 
 Value = str | float | bool
 
@@ -40,6 +44,10 @@ class Signal(StrEnum):
 class Thumbs(StrEnum):
     UP = "up"
     DOWN = "down"
+
+
+TEXTS = frozenset({Signal.EDIT, Signal.COMMENT})
+"""Whose value is what somebody wrote."""
 
 
 class Report(StrEnum):
@@ -87,7 +95,7 @@ def parse_feedback(body: Mapping[str, object]) -> Feedback:
         type=signal,
         value=_value(signal, body.get("value"), completion_id),
         reason=_optional_text(body, "reason", MAX_REASON_CHARS),
-        comment=_optional_text(body, "comment", MAX_COMMENT_CHARS),
+        comment=_optional_text(body, "comment", MAX_TEXT_CHARS),
         tags=_tags(body.get("tags")),
         user=_optional_text(body, "user", MAX_USER_CHARS),
     )
@@ -104,15 +112,39 @@ def latest(events: Iterable[FeedbackEvent]) -> dict[str, FeedbackEvent]:
     return {event.feedback_id: event for event in standing}
 
 
+def thumb_of(event: FeedbackEvent) -> Thumbs | None:
+    """What an event says of the answer as a whole, if it says up or down.
+
+    A rating counts from `LIKED_FROM` as up and to `DISLIKED_TO` as down, so four stars of five are liked and two
+    are disliked, once they are brought to 0...1.
+    """
+    if event.type == Signal.THUMBS and not event.is_retraction:
+        return Thumbs(str(event.value))
+    if event.type != Signal.RATING or not isinstance(event.value, float | int):
+        return None
+    return Thumbs.UP if event.value >= LIKED_FROM else Thumbs.DOWN if event.value <= DISLIKED_TO else None
+
+
+def has_text(event: FeedbackEvent) -> bool:
+    """Whether an event holds anything that somebody wrote."""
+    return bool((event.type in TEXTS and event.value) or event.reason or event.comment or event.tags)
+
+
+def without_text(event: FeedbackEvent) -> FeedbackEvent:
+    """The signal alone, for a completion of which no text may be kept."""
+    value = "" if event.type in TEXTS and not event.is_retraction else event.value
+    return replace(event, value=value, reason=None, comment=None, tags=None)
+
+
 def _order(event: FeedbackEvent) -> tuple[float, str]:
     return (event.created_at, event.id)
 
 
 def _refuse_unknown_fields(body: Mapping[str, object]) -> None:
-    unknown = sorted(field for field in body if field not in FIELDS)
-    if unknown:
+    unknown = next((field for field in body if field not in FIELDS), None)
+    if unknown is not None:
         # ascii(): the name is the caller's own, and may hold what no log or JSON reader wants to see.
-        name = ascii(unknown[0][:MAX_TAG_NAME_CHARS])
+        name = ascii(unknown[:MAX_TAG_NAME_CHARS])
         raise InvalidFeedback(f"unknown field {name}; known are {', '.join(sorted(FIELDS))}", name[1:-1])
 
 
@@ -173,12 +205,12 @@ def _text_of(max_chars: int) -> Callable[[object], str]:
 _VALUES: Mapping[Signal, Callable[[object], Value]] = {
     Signal.THUMBS: _one_of(Signal.THUMBS, Thumbs),
     Signal.RATING: _rating,
-    Signal.EDIT: _text_of(MAX_EDIT_CHARS),
+    Signal.EDIT: _text_of(MAX_TEXT_CHARS),
     Signal.CHOICE: _text_of(MAX_ID_CHARS),
     Signal.REGENERATE: _text_of(MAX_ID_CHARS),
     Signal.REPORT: _one_of(Signal.REPORT, Report),
     Signal.COPY: _copy,
-    Signal.COMMENT: _text_of(MAX_COMMENT_CHARS),
+    Signal.COMMENT: _text_of(MAX_TEXT_CHARS),
 }
 
 

@@ -7,11 +7,9 @@ transaction and one fsync (group commit), and only then tells the callers.
 
 from __future__ import annotations
 
-import fcntl
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -21,6 +19,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 import structlog
 
 from feedback.errors import SpoolUnavailable
+from feedback.segment_files import hold
 
 log = structlog.get_logger()
 
@@ -39,7 +38,18 @@ LOCK_PATIENCE_S = 1.0
 PROBE = bytes(16 * 1024)
 """Large enough to need pages of its own on a full disk."""
 
-SCHEMA = """
+REPEATS = """(
+    owner TEXT NOT NULL,
+    key TEXT NOT NULL,
+    body_sha TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    at REAL NOT NULL,
+    until REAL NOT NULL,
+    PRIMARY KEY (owner, key)
+) WITHOUT ROWID"""
+"""Calls that may come again. Digests, a status and times: no text and no name."""
+
+SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS records (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     kind TEXT NOT NULL,
@@ -51,16 +61,10 @@ CREATE TABLE IF NOT EXISTS records (
     response BLOB
 );
 CREATE INDEX IF NOT EXISTS records_by_id ON records (kind, id);
-CREATE INDEX IF NOT EXISTS records_by_subject ON records (kind, subject);
-CREATE TABLE IF NOT EXISTS answers (
-    principal TEXT NOT NULL,
-    key TEXT NOT NULL,
-    body_sha TEXT NOT NULL,
-    status INTEGER NOT NULL,
-    body BLOB NOT NULL,
-    at REAL NOT NULL,
-    PRIMARY KEY (principal, key)
-);
+DROP INDEX IF EXISTS records_by_subject;
+DROP TABLE IF EXISTS answers;
+CREATE TABLE IF NOT EXISTS repeats {REPEATS};
+CREATE INDEX IF NOT EXISTS repeats_by_end ON repeats (until);
 CREATE TABLE IF NOT EXISTS kept (name TEXT PRIMARY KEY, value BLOB NOT NULL);
 """
 ADOPT = """
@@ -69,8 +73,10 @@ INSERT INTO main.records (kind, id, subject, at, meta, request, response)
     SELECT kind, id, subject, at, meta, request, response FROM orphan.records AS theirs
     WHERE NOT EXISTS (SELECT 1 FROM main.records AS ours WHERE ours.kind = theirs.kind AND ours.id = theirs.id)
     ORDER BY seq;
+INSERT OR IGNORE INTO main.repeats SELECT * FROM orphan.repeats;
 COMMIT;
 DELETE FROM orphan.records;
+DELETE FROM orphan.repeats;
 VACUUM orphan;
 """
 
@@ -105,6 +111,7 @@ class Spool:
         self.path = path
         self.is_healthy = True
         self._is_closed = False
+        self._is_untidy = False
         self._waiting: queue.Queue[tuple[Operation, Future[Any]] | None] = queue.Queue(MAX_WAITING)
         self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
         self._lock_file = _lock(path, patience_s=LOCK_PATIENCE_S)
@@ -154,14 +161,6 @@ class Spool:
 
         return self.submit(delete)
 
-    def find(self, kind: str, subject: str) -> Future[SpoolRecord | None]:
-        """The newest record of this kind about `subject`."""
-
-        def query(connection: sqlite3.Connection) -> SpoolRecord | None:
-            return newest(connection, kind, subject)
-
-        return self.submit(query)
-
     def size(self) -> Future[SpoolSize]:
         """Rows waiting, and when the oldest was acknowledged."""
 
@@ -186,6 +185,11 @@ class Spool:
             return row[0] if row else None
 
         return self.submit(read)
+
+    def tidy(self) -> Future[None]:
+        """Leave nothing of discarded records in the files: their places hold zeros, and the log is cut to nothing."""
+        self._is_untidy = True
+        return self.submit(lambda _: None)
 
     def probe(self) -> Future[None]:
         """Find out whether the disk takes writes again."""
@@ -213,6 +217,8 @@ class Spool:
             group, is_last = self._next_group()
             if group:
                 self._commit(group)
+            if self._is_untidy:
+                self._cut_log()
             if is_last:
                 return
 
@@ -255,6 +261,12 @@ class Spool:
         if connection.total_changes > changes:  # Reading proves nothing about a full disk; a committed write does.
             self.is_healthy = True
         return outcomes
+
+    def _cut_log(self) -> None:
+        self._is_untidy = False
+        if self._connection is not None:
+            with suppress(sqlite3.Error):  # It is only put off: the next commits overwrite the log.
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -315,8 +327,9 @@ def adopt(connection: sqlite3.Connection, orphan: Path) -> None:
     with lock:
         try:
             connection.execute("ATTACH ? AS orphan", (str(orphan),))
+            connection.execute(f"CREATE TABLE IF NOT EXISTS orphan.repeats {REPEATS}")  # An earlier version's has none.
             n_left = connection.execute("SELECT count(*) FROM orphan.records").fetchone()[0]
-            if n_left:
+            if n_left or connection.execute("SELECT 1 FROM orphan.repeats").fetchone():
                 connection.executescript(ADOPT)
                 log.info("spool_adopted", path=str(orphan), records=n_left)
         except sqlite3.Error as exc:
@@ -331,35 +344,10 @@ def _detach(connection: sqlite3.Connection) -> None:
         connection.execute("DETACH orphan")
 
 
-def newest(connection: sqlite3.Connection, kind: str, subject: str) -> SpoolRecord | None:
-    """The newest record of a kind about `subject`, inside an operation."""
-    row = connection.execute(
-        "SELECT seq, kind, id, subject, at, meta, request, response FROM records"
-        " WHERE kind = ? AND subject = ? ORDER BY seq DESC LIMIT 1",
-        (kind, subject),
-    ).fetchone()
-    return SpoolRecord(*row) if row else None
-
-
 def _lock(path: Path, *, patience_s: float = 0.0) -> IO[str]:
     """Hold an advisory lock beside the file, so that two processes never share one spool."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = path.with_suffix(".lock").open("w")
-    until = time.monotonic() + patience_s
-    while not _has_locked(handle):
-        if time.monotonic() >= until:
-            handle.close()
-            raise SpoolUnavailable(f"the spool {path} is in use by another process")
-        time.sleep(0.02)
-    return handle
-
-
-def _has_locked(handle: IO[str]) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    return hold(path.with_suffix(".lock").open("w"), path, patience_s=patience_s)
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -367,6 +355,7 @@ def _open(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5.0)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA secure_delete=ON")
         connection.executescript(SCHEMA)
     except sqlite3.Error as exc:
         raise SpoolUnavailable(f"the spool {path} cannot be opened: {exc}") from exc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from feedback.interactions import FeedbackEvent, Interaction, Status
 from feedback.pairs import PreferencePair
 from pawl.database import Database
-from pawl.ids import completion_suffix
 from pawl.schema import dead_letters, feedback_events, interactions, pairs, scores
 
 TEXT_COLUMNS = frozenset({"prompt", "completion", "chosen", "rejected", "value", "reason", "comment"})
@@ -67,10 +66,6 @@ def _interaction(row: Mapping[Any, Any]) -> Interaction:
     return Interaction(**(values | {"status": Status(values["status"])}))
 
 
-def _event(row: sa.RowMapping) -> FeedbackEvent:
-    return FeedbackEvent(**_from_row(row))
-
-
 def save_records(
     database: Database,
     new_interactions: Sequence[Mapping[str, Any]],
@@ -90,8 +85,7 @@ def save_records(
 
 def get_interaction(database: Database, interaction_id: str) -> Interaction | None:
     """One interaction, or None."""
-    with database.read() as connection:
-        row = connection.execute(sa.select(interactions).where(interactions.c.id == interaction_id)).mappings().first()
+    row = database.first_row(sa.select(interactions).where(interactions.c.id == interaction_id))
     return _interaction(row) if row else None
 
 
@@ -180,8 +174,6 @@ NO_TEXT: Mapping[str, Any] = {
 NO_PAIR_TEXT: Mapping[str, Any] = {"prompt": "[]", "chosen": "{}", "rejected": "{}"}
 """A pair of which the lineage stays: what it was made from, and the run that learned from it."""
 TEXT_FEEDBACK = ("edit", "comment")
-NAMING_FEEDBACK = ("choice", "regenerate")
-"""Whose value is the id of another completion."""
 
 
 def delete_texts(database: Database, interaction_id: str, otherwise: Mapping[str, Any]) -> bool:
@@ -233,91 +225,9 @@ def answers_by_prompt(database: Database, alias: str, model: str, since: float, 
     }
 
 
-class Standing(NamedTuple):
-    """What is known of a completion and of earlier feedback on it when feedback comes in."""
-
-    alias: str | None
-    """The model the client asked for; None while the interaction is not visible."""
-    variant: str | None
-    last_event: FeedbackEvent | None
-
-
-def feedback_standing(database: Database, interaction_id: str, feedback_id: str) -> Standing:
-    """What the shared database knows."""
-    i, f = interactions.c, feedback_events.c
-    newest_event = sa.select(feedback_events).where(f.feedback_id == feedback_id)
-    newest_event = newest_event.order_by(f.created_at.desc(), f.id.desc()).limit(1)
-    with database.read() as connection:
-        rated = connection.execute(sa.select(i.alias, i.assigned_variant).where(i.id == interaction_id)).first()
-        event = connection.execute(newest_event).mappings().first()
-    alias, variant = rated if rated else (None, None)
-    return Standing(alias, variant, _event(event) if event else None)
-
-
-def rows_to_mine(database: Database, alias: str) -> tuple[list[Interaction], list[FeedbackEvent]]:
-    """The interactions of an alias that feedback or a regeneration touches or names, and all feedback on them."""
-    with database.read() as connection:
-        events = [_event(row) for row in connection.execute(_events_of(alias)).mappings()]
-        touched = [_interaction(row) for row in connection.execute(_touched(alias)).mappings()]
-        absent = sorted(_named(events) - {one.id for one in touched})
-        i = interactions.c
-        for start in range(0, len(absent), READ_ROWS):
-            batch = i.id.in_(absent[start : start + READ_ROWS])
-            rows = connection.execute(sa.select(interactions).where(i.alias == alias, batch)).mappings()
-            touched += [_interaction(row) for row in rows]
-    return sorted(touched, key=lambda one: one.id), events
-
-
-def _touched(alias: str) -> sa.Select[Any]:
-    i = interactions.c
-    rated = sa.select(feedback_events.c.interaction_id)
-    replaced = sa.select(i.regenerate_of).where(i.regenerate_of.is_not(None))
-    touched = sa.or_(i.id.in_(rated), i.regenerate_of.is_not(None), i.id.in_(replaced))
-    return sa.select(interactions).where(i.alias == alias, touched)
-
-
-def _events_of(alias: str) -> sa.Select[Any]:
-    f = feedback_events.c
-    with_rated = sa.select(feedback_events).join(interactions, interactions.c.id == f.interaction_id)
-    return with_rated.where(interactions.c.alias == alias).order_by(f.created_at, f.id)
-
-
-def _named(events: Iterable[FeedbackEvent]) -> set[str]:
-    """The interactions that choices and regenerations point at."""
-    named = {completion_suffix(str(event.value)) for event in events if event.type in NAMING_FEEDBACK}
-    return {suffix for suffix in named if suffix is not None}
-
-
-class PairChanges(NamedTuple):
-    """What mining changed in the store."""
-
-    added: int
-    withdrawn: int
-
-
-def sync_pairs(database: Database, alias: str, found: Iterable[PreferencePair], mined_at: float) -> PairChanges:
-    """Make an alias's pairs those that its feedback gives now.
-
-    Feedback can be replaced or retracted, so a pair that is no longer given goes, unless a promoted run trained on it:
-    such a pair stays for lineage, and the same two answers are not added again.
-    """
-    rows = {pair.id: {**_to_row(pair), "mined_at": mined_at, "first_run": None} for pair in found}
-    with database.write() as connection:
-        p = pairs.c
-        stored = connection.execute(
-            sa.select(p.id, p.chosen_interaction, p.rejected_interaction, p.first_run).where(p.alias == alias)
-        ).all()
-        used = {(row.chosen_interaction, row.rejected_interaction) for row in stored if row.first_run is not None}
-        known = {row.id for row in stored}
-        gone = [row.id for row in stored if row.first_run is None and row.id not in rows]
-        for start in range(0, len(gone), READ_ROWS):
-            connection.execute(pairs.delete().where(p.id.in_(gone[start : start + READ_ROWS])))
-        new = [row for row in rows.values() if row["id"] not in known and _sides(row) not in used]
-        return PairChanges(database.insert_new(connection, pairs, new) if new else 0, len(gone))
-
-
-def _sides(row: Mapping[str, Any]) -> tuple[str | None, str]:
-    return row["chosen_interaction"], row["rejected_interaction"]
+def pair_row(pair: PreferencePair, mined_at: float) -> dict[str, Any]:
+    """As the table keeps it when no run has trained on it yet."""
+    return {**_to_row(pair), "mined_at": mined_at, "first_run": None}
 
 
 def load_pairs(database: Database, alias: str, *, used: bool | None = None) -> list[PreferencePair]:
@@ -370,8 +280,7 @@ def count_pairs(database: Database) -> Counter[str]:
 
 def get_pair(database: Database, pair_id: str) -> tuple[PreferencePair, str | None] | None:
     """One pair and the first promoted run that used it."""
-    with database.read() as connection:
-        row = connection.execute(sa.select(pairs).where(pairs.c.id == pair_id)).mappings().first()
+    row = database.first_row(sa.select(pairs).where(pairs.c.id == pair_id))
     return (_pair(row), row["first_run"]) if row else None
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from random import Random
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from feedback.interactions import FeedbackEvent
+from feedback.interactions import FeedbackEvent, Interaction
 from feedback.mining import mine_alias, unpaired_examples
+from feedback.pairs import mine_pairs
 from feedback.store import count_pairs, list_pairs, load_pairs, mark_pairs_used
 from pawl.database import Database
+from pawl.schema import feedback_events, interactions, pairs
+from tests.feedback.test_pairs import events_, interactions_
+from tests.feedback.whole_history import whole_history
 from tests.pawl.records import interaction_id, save, served, thumb
 
 ALIAS = "assistant"
@@ -132,3 +140,42 @@ def test_a_choice_of_what_is_not_there_gives_no_pair(database: Database, value: 
 def test_a_choice_of_another_alias_s_answer_gives_no_pair(database: Database) -> None:
     save(database, [served(1), served(2, alias="helper")], [preferred(1, f"chatcmpl-{interaction_id(2)}")])
     assert mine_alias(database, ALIAS, 100.0).n_pairs == 0
+
+
+def clear(database: Database) -> None:
+    with database.write() as connection:
+        for table in (interactions, feedback_events, pairs):
+            connection.execute(table.delete())
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(interactions_, events_(), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_mining_part_by_part_gives_what_mining_all_at_once_does(
+    database: Database, served_: tuple[Interaction, ...], said: list[FeedbackEvent], part_rows: int, random: Random
+) -> None:
+    clear(database)
+    save(database, random.sample(served_, len(served_)), random.sample(said, len(said)))
+    whole = mine_pairs(*whole_history(database, ALIAS))
+    mined = mine_alias(database, ALIAS, 100.0, part_rows=part_rows)
+    assert load_pairs(database, ALIAS) == list(whole.pairs)
+    assert mined.by_source == Counter(pair.source for pair in whole.pairs)
+    assert mined.skipped == whole.skipped
+    assert (mined.n_pairs, mined.n_added, mined.n_unpaired) == (len(whole.pairs), len(whole.pairs), len(whole.unpaired))
+    assert unpaired_examples(database, ALIAS, part_rows=part_rows) == whole.unpaired
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(interactions_, events_(), st.integers(0, 14), st.integers(1, 12))
+def test_the_pairs_of_yesterday_become_those_of_today(
+    database: Database, served_: tuple[Interaction, ...], said: list[FeedbackEvent], n_yesterday: int, part_rows: int
+) -> None:
+    clear(database)
+    save(database, served_, said[:n_yesterday])
+    yesterday = mine_alias(database, ALIAS, 100.0, part_rows=part_rows)
+    before = {pair.id for pair in load_pairs(database, ALIAS)}
+    save(database, [], said[n_yesterday:])
+    today = mine_alias(database, ALIAS, 200.0)
+    after = {pair.id for pair in load_pairs(database, ALIAS)}
+    assert after == {pair.id for pair in mine_pairs(*whole_history(database, ALIAS)).pairs}
+    assert len(before) == yesterday.n_added
+    assert (today.n_added, today.n_withdrawn) == (len(after - before), len(before - after))

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feedback.candidates import Skipped, Source
 from feedback.interactions import FeedbackEvent, Interaction, Message, Status
-from feedback.pairs import MinedPairs, Skipped, Source, mine_pairs
+from feedback.pairs import MinedPairs, mine_pairs
+from tests.pawl.records import feedback, interaction
 
 HELLO: tuple[Message, ...] = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"})
 SKY: tuple[Message, ...] = ({"role": "user", "content": "Why is the sky blue?"},)
@@ -31,58 +33,23 @@ def iid(number: int) -> str:
 def say(number: int, text: str | None, prompt: tuple[Message, ...] = HELLO, **changes: Any) -> Interaction:
     """Interaction `number`, at second `number`, answered with `text`."""
     fields: dict[str, Any] = {
-        "id": iid(number),
-        "completion_id": f"chatcmpl-{iid(number)}",
-        "route": "chat.completions",
         "created_at": float(number),
-        "alias": "assistant",
         "key_id": "key",
-        "user_id": "ann",
-        "unit_id": "ann",
-        "experiment": None,
-        "assigned_variant": "control",
-        "served_variant": "control",
         "probability": 0.9,
         "is_analysed": True,
-        "phase": 0,
         "route_version": 1,
         "model": "base",
-        "regenerate_of": None,
         "prompt": prompt,
         "prompt_sha": sha(prompt),
         "completion": {"role": "assistant", "content": text},
-        "parameters": {},
-        "finish_reason": "stop",
-        "status": Status.OK,
-        "http_status": 200,
-        "is_complete": True,
-        "is_stored": True,
-        "prompt_tokens": 5,
-        "completion_tokens": 5,
-        "latency_ms": 10.0,
-        "first_byte_ms": 5.0,
     }
-    return Interaction(**(fields | changes))
+    return interaction(iid(number), **(fields | changes))
 
 
 def tell(at: float, kind: str, about: int, value: str | bool | None = None, **changes: Any) -> FeedbackEvent:
     """Feedback on interaction `about` at second `at`; one event per time, so `at` names it."""
-    fields: dict[str, Any] = {
-        "id": hashlib.md5(f"{at}".encode()).hexdigest(),
-        "feedback_id": f"fb_{kind}_{iid(about)}",
-        "interaction_id": iid(about),
-        "completion_id": f"chatcmpl-{iid(about)}",
-        "type": kind,
-        "value": value,
-        "is_retraction": False,
-        "reason": None,
-        "comment": None,
-        "tags": None,
-        "key_id": "key",
-        "user_id": "ann",
-        "created_at": at,
-    }
-    return FeedbackEvent(**(fields | changes))
+    fields = {"id": hashlib.md5(f"{at}".encode()).hexdigest(), "key_id": "key", "created_at": at}
+    return feedback(iid(about), kind, value, **(fields | changes))
 
 
 def up(at: float, about: int, **changes: Any) -> FeedbackEvent:

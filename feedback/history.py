@@ -1,0 +1,122 @@
+"""What mining reads: the ids and relations of a whole history by column, then facts and texts part by part.
+
+No statement runs longer than it takes to read ids: on SQLite readers hold up whoever writes. What counts is the
+feedback that was live when `read_history` looked; what comes later waits for the next pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from feedback.batches import columns, look_up, names, stream
+from feedback.candidates import MINED_SIGNALS, NAMING_SIGNALS, Answer, Opinion, Said, Served, answer_of, opinion_of
+from feedback.pairs import Texts
+from feedback.partitions import NOBODY, History, Ids
+from pawl.database import Database
+from pawl.ids import completion_suffix
+from pawl.schema import feedback_events, interactions
+
+ID, EVENT_ID, CONVERSATION = "S48", "S32", "S64"
+"""Types of columns: what they hold is hexadecimal."""
+SOME_CONVERSATION = "?"
+"""Of answers that were recorded without one: any two of them might share it."""
+
+
+def read_history(database: Database, alias: str) -> History:
+    """The interactions of an alias that live feedback or a regeneration touches or names, and that feedback."""
+    events, rated, named = _live_events(database)
+    second, first = _regenerations(database, alias)
+    wanted = np.unique(np.concatenate([rated, named, second, first]))
+    found, conversations, replaced = _relations(database, alias, wanted[wanted != NOBODY])
+    return History(found, conversations, replaced, events, rated, named)
+
+
+def _live_events(database: Database) -> list[Ids]:
+    """Of every alias: an event does not say whose it is, and the interactions are looked up anyhow."""
+    f, newer = feedback_events.c, feedback_events.alias("newer").c
+    is_newer = sa.or_(newer.created_at > f.created_at, sa.and_(newer.created_at == f.created_at, newer.id > f.id))
+    is_replaced = sa.exists().where(newer.feedback_id == f.feedback_id, is_newer)
+    query = sa.select(f.id, f.interaction_id, sa.case((f.type.in_(NAMING_SIGNALS), f.value), else_='""'))
+    live = query.where(f.type.in_(MINED_SIGNALS), sa.not_(f.is_retraction), sa.not_(is_replaced))
+    with database.read() as connection:
+        return columns(stream(connection, live), (EVENT_ID, ID, ID), _with_named)
+
+
+def _with_named(row: Sequence[Any]) -> tuple[str, str, str]:
+    """The value in the last column becomes the interaction it names, if it can name one."""
+    event_id, rated, value = row
+    return event_id, rated, completion_suffix(str(json.loads(value))) or ""
+
+
+def _regenerations(database: Database, alias: str) -> list[Ids]:
+    i = interactions.c
+    # Not `is_not(None)`: for that SQLite would read the whole table, for this it walks the index.
+    query = sa.select(i.id, i.regenerate_of).where(i.alias == alias, i.regenerate_of > "")
+    with database.read() as connection:
+        return columns(stream(connection, query), (ID, ID))
+
+
+def _relations(database: Database, alias: str, wanted: Ids) -> list[Ids]:
+    """Ids, conversations and replaced interactions of those of `wanted` that are the alias's, by id."""
+    i = interactions.c
+    conversation = sa.case((i.is_stored, sa.func.coalesce(i.prompt_sha, SOME_CONVERSATION)), else_="")
+    query = sa.select(i.id, conversation, sa.func.coalesce(i.regenerate_of, "")).where(i.alias == alias)
+    with database.read() as connection:
+        found = columns(look_up(connection, query, i.id, names(wanted)), (ID, CONVERSATION, ID))
+    order = np.argsort(found[0])
+    return [column[order] for column in found]
+
+
+def read_answers(database: Database, ids: Sequence[str]) -> list[Answer]:
+    """What mining must know of these interactions."""
+    i = interactions.c
+    query = sa.select(*(i[name] for name in Served._fields))
+    with database.read() as connection:
+        return [answer_of(_served(row)) for batch in look_up(connection, query, i.id, ids) for row in batch]
+
+
+def _served(row: Sequence[Any]) -> Served:
+    *facts, prompt, completion = row
+    messages = None if prompt is None else tuple(json.loads(prompt))
+    return Served._make((*facts, messages, None if completion is None else json.loads(completion)))
+
+
+def read_opinions(database: Database, ids: Sequence[str]) -> list[Opinion]:
+    """What mining must know of these events."""
+    f = feedback_events.c
+    query = sa.select(*(f[name] for name in Said._fields))
+    with database.read() as connection:
+        return [opinion_of(_said(row)) for batch in look_up(connection, query, f.id, ids) for row in batch]
+
+
+def _said(row: Sequence[Any]) -> Said:
+    said = Said._make(row)
+    return said._replace(value=json.loads(str(said.value)))
+
+
+def read_texts(connection: sa.Connection, ids: Sequence[str], *, hold: bool = False) -> dict[str, Texts]:
+    """What these interactions said, by id; those of which no text is kept are left out.
+
+    Args:
+        hold: until the transaction ends nobody can erase these texts. Whoever wants to waits, and then finds what was
+            made of them. SQLite has one writer at a time anyhow.
+    """
+    i = interactions.c
+    has_texts = sa.and_(i.is_stored, i.prompt.is_not(None), i.completion.is_not(None))
+    query = sa.select(i.id, i.prompt, i.completion).where(has_texts).order_by(i.id)
+    batches = look_up(connection, query.with_for_update(read=True) if hold else query, i.id, ids)
+    return {
+        row.id: Texts(tuple(json.loads(row.prompt)), json.loads(row.completion)) for rows in batches for row in rows
+    }
+
+
+def read_edits(connection: sa.Connection, ids: Sequence[str]) -> dict[str, str]:
+    """The texts that users wanted, by event id."""
+    f = feedback_events.c
+    batches = look_up(connection, sa.select(f.id, f.value), f.id, ids)
+    return {row.id: str(json.loads(row.value)) for batch in batches for row in batch}

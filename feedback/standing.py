@@ -1,0 +1,90 @@
+"""What the shared database knows of completions, and of earlier feedback on them, when feedback comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from pawl.database import Database
+from pawl.schema import feedback_events, interactions
+
+
+class Asked(NamedTuple):
+    """Which completion, and which feedback on it."""
+
+    interaction_id: str
+    feedback_id: str
+
+
+class Last(NamedTuple):
+    """The newest event of a feedback id."""
+
+    at: float
+    is_retraction: bool
+
+
+class Standing(NamedTuple):
+    """What is known."""
+
+    alias: str | None = None
+    """The model the client asked for; None while the interaction is not visible."""
+    variant: str | None = None
+    completion_id: str | None = None
+    key_id: str = ""
+    """Of the completion's owner, as `user_id`."""
+    user_id: str | None = None
+    is_stored: bool = True
+    """False where the owner wanted no text kept."""
+    last: Last | None = None
+    is_complete: bool = True
+    """False where nobody could be asked, so that nothing follows from what is missing here."""
+
+
+NOT_VISIBLE = Standing()
+UNKNOWN = Standing(is_complete=False)
+
+
+def _rated_interactions() -> sa.Select[str, str, str, str, str, str | None, bool]:
+    i = interactions.c
+    columns = (i.id, i.alias, i.assigned_variant, i.completion_id, i.key_id, i.user_id, i.is_stored)
+    return sa.select(*columns).where(i.id.in_(sa.bindparam("ids", expanding=True)))
+
+
+def _newest_events() -> sa.Select[str, float, bool]:
+    f = feedback_events.c
+    place = sa.func.row_number().over(partition_by=f.feedback_id, order_by=(f.created_at.desc(), f.id.desc()))
+    placed = sa.select(f.feedback_id, f.created_at, f.is_retraction, place.label("place"))
+    history = placed.where(f.feedback_id.in_(sa.bindparam("ids", expanding=True))).subquery()
+    return sa.select(history.c.feedback_id, history.c.created_at, history.c.is_retraction).where(history.c.place == 1)
+
+
+RATED, NEWEST = _rated_interactions(), _newest_events()
+"""Put together once: that costs as much as asking."""
+
+
+def standings(database: Database, asked: Sequence[Asked]) -> list[Standing]:
+    """One for each, in the same order."""
+    with database.read() as connection:
+        rated = connection.execute(RATED, {"ids": [one.interaction_id for one in asked]}).all()
+        events = connection.execute(NEWEST, {"ids": [one.feedback_id for one in asked]}).all()
+    known = {
+        id: Standing(alias, variant, completion_id, key_id, user_id, is_stored)
+        for id, alias, variant, completion_id, key_id, user_id, is_stored in rated
+    }
+    last = {feedback_id: Last(at, is_retraction) for feedback_id, at, is_retraction in events}
+    return [_with_last(known.get(one.interaction_id, NOT_VISIBLE), last.get(one.feedback_id)) for one in asked]
+
+
+def _with_last(standing: Standing, last: Last | None) -> Standing:
+    return standing if last is None else standing._replace(last=last)
+
+
+def completion_of_uuid(database: Database, unique: str) -> str | None:
+    """The id of the completion whose id has these 32 hexadecimal digits first, if it is visible."""
+    i = interactions.c
+    query = sa.select(i.completion_id).where(i.id >= unique, i.id < unique + "g")
+    with database.read() as connection:
+        found = connection.execute(query).scalars().first()
+    return str(found) if found is not None else None
