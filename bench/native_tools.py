@@ -88,6 +88,8 @@ class Load:
     seconds: float = 4.0
     warmup_s: float = 1.0
     body: Path | None = None
+    bodies: Path | None = None
+    """In place of `body`: a body per line, all equally long, sent in turn."""
     path: str = "/v1/chat/completions"
     headers: Sequence[str] = ()
     n_events: int | None = None
@@ -120,7 +122,7 @@ class Load:
             "seconds": self.seconds,
             "warmup": self.warmup_s,
             "path": self.path,
-            "method": "GET" if self.body is None else "POST",
+            "method": "GET" if self.body is None and self.bodies is None else "POST",
             "min-bytes": self.min_bytes,
             "expect": self.expect,
             "ramp": self.ramp_s,
@@ -133,7 +135,8 @@ class Load:
             "first-number": self.first_number,
             "seed": self.seed,
         }
-        optional = {"body": self.body, "stream": self.n_events, "rate": self.rate, "log": self.log}
+        optional: dict[str, object] = {"body": self.body, "bodies": self.bodies, "stream": self.n_events}
+        optional |= {"rate": self.rate, "log": self.log}
         values |= {name: value for name, value in optional.items() if value is not None}
         flags = [text for name, value in values.items() for text in (f"--{name}", str(value))]
         flags += ["--check-nonce"] if self.is_nonce_checked else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -17,8 +16,11 @@ from monitoring.exposition import render
 from pawl import ids
 from pawl.clock import Clock
 from serving.admin_api import add_admin
+from serving.error_shapes import refusal_body
 from serving.errors import ApiError, NotFound, Overloaded, error_body, type_for_status
+from serving.feedback_adapters import Adapters, add_adapters
 from serving.feedback_api import Answered
+from serving.feedback_shapes import meanings_of
 from serving.openapi import (
     FEEDBACK_EXTRA,
     FeedbackRetracted,
@@ -28,7 +30,7 @@ from serving.openapi import (
     ModelCards,
     describe_everything,
 )
-from serving.routes import HOT_PATHS, BodyLimits, Keys, ScopeGuard, key_id_of
+from serving.routes import HOT_PATHS, BodyLimits, ScopeGuard, key_id_of
 from serving.stored_api import StoredDesk, add_stored
 from serving.wire import AsgiMessage, ClientGone, Scope, Send, headers_of, sane_request_id
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 CLIENT_CLOSED_REQUEST = 499
+RANDOMNESS = ids.Randomness()
 
 
 def build_app(gateway: Gateway) -> FastAPI:
@@ -59,6 +62,7 @@ def build_app(gateway: Gateway) -> FastAPI:
     _add_health(app, gateway)
     _add_models(app, gateway)
     _add_feedback(app, gateway)
+    add_adapters(app, Adapters(gateway.desk, gateway.database, meanings_of(gateway.settings.serving)), gateway.desk)
     add_stored(app, StoredDesk(secret=gateway.secret, database=gateway.database, clock=gateway.clock))
     add_admin(app, gateway)
     _add_hot_paths(app)
@@ -70,18 +74,14 @@ def build_app(gateway: Gateway) -> FastAPI:
 def _guard(app: FastAPI, gateway: Gateway) -> None:
     """Put the one check of keys and bodies before every route."""
     serving = gateway.settings.serving
-
-    def keys() -> Keys | None:
-        return gateway.keys if gateway.settings.auth.required else None
-
     limits = BodyLimits(serving.max_body_bytes, serving.timeouts.request_body_s)
-    app.add_middleware(ScopeGuard, routes=app.routes, keys=keys, limits=limits)
+    app.add_middleware(ScopeGuard, routes=app.routes, keys=gateway.asked_keys, limits=limits)
 
 
 def _add_error_shapes(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def api_error(_: Request, exc: ApiError) -> Response:
-        return Response(exc.body(), exc.status, exc.headers, JSON)
+    async def api_error(request: Request, exc: ApiError) -> Response:
+        return Response(refusal_body(request.url.path, exc), exc.status, exc.headers, JSON)
 
     @app.exception_handler(ClientGone)
     async def client_gone(_: Request, __: ClientGone) -> Response:
@@ -175,10 +175,8 @@ async def _not_started() -> Response:
 
 
 def with_request_id(scope: Scope, send: Send, clock: Clock) -> Send:
-    """Add `x-request-id` to whatever FastAPI answers."""
-    if scope["type"] != "http":
-        return send
-    request_id = sane_request_id(headers_of(scope), "") or ids.uuid7(clock(), os.urandom(10))
+    """Add `x-request-id` to whatever is answered."""
+    request_id = sane_request_id(headers_of(scope), "") or ids.uuid7(clock(), RANDOMNESS.take())
 
     async def send_with_id(message: AsgiMessage) -> None:
         if message["type"] == "http.response.start":

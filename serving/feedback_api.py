@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
-import sqlalchemy as sa
 
 from feedback.drain import Drain
 from feedback.errors import InvalidFeedback, SpoolUnavailable
 from feedback.interactions import FeedbackEvent
-from feedback.recording import event_from_json, event_to_json
-from feedback.signals import Feedback, Signal, parse_feedback
-from feedback.spool import Connection, Spool, SpoolRecord, insert, newest
-from feedback.store import Standing, feedback_standing
+from feedback.recording import event_to_json
+from feedback.signals import Feedback, Signal, parse_feedback, without_text
+from feedback.spool import Connection, Spool, SpoolRecord, insert
+from feedback.standing import Last, Standing
 from monitoring.metrics import FEEDBACK, UNKNOWN_MODEL
 from pawl import ids
 from pawl.clock import Clock
 from pawl.database import Database
 from serving.errors import BadRequest, Conflict, NotFound, Overloaded, Unauthorized
+from serving.feedback_repeats import First, Stamp, first_answers, forget_old, remember, same_answer, stamp_of
+from serving.feedback_standing import Served, Standings
+from serving.feedback_tokens import named_by, tokens_of
+from serving.fields.json_input import parse_object
+from serving.grouping import Grouped
 from serving.identity import principal_of
-from serving.routes import TOKEN_HEADER
 
 T = TypeVar("T")
 
-IDEMPOTENCY_TTL_S = 24 * 3600.0
-LOOK_UP_S = 1.0
-"""How long the shared database may take to say whether it knows a completion."""
+MAX_DEPTH = 16
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 POINTS_AT_COMPLETION = frozenset({Signal.CHOICE, Signal.REGENERATE})
 NO_SUCH_COMPLETION = "no such completion"
 RATING_HIGH = 0.5
+MOST_AT_ONCE = 512
+"""Calls whose records go to the disk in one commit."""
+RANDOMNESS = ids.Randomness()
+"""For many at once: each call to the system lets go of the interpreter, and threads that write then take their turn."""
+TICK_S = 1e-6
+"""Between two events of one feedback id, whatever the clocks say: the last one counts."""
 
 
 class Answered(NamedTuple):
@@ -51,21 +58,20 @@ class Caller:
 
     headers: Mapping[str, str]
     principal: ids.Principal
-    token: str | None
+    tokens: tuple[str, ...]
+    """Feedback tokens; with any, the caller is whoever they were made for, whatever name it gives itself."""
 
-    @property
-    def name(self) -> str:
-        return f"{self.principal.key_id}/{self.principal.user}"
+    def owner(self, suffix: str) -> str:
+        """Who may repeat a call. Browsers with a token have no name: they are told apart by what they may rate."""
+        return f"token/{suffix}" if self.tokens else f"{self.principal.key_id}/{self.principal.user}"
 
 
-class Served(Protocol):
-    """What this process knows of its own completions before the database does."""
+class Kept(NamedTuple):
+    """What one call puts on the disk."""
 
-    def is_answering(self, suffix: str) -> bool:
-        """Whether the completion is being made at this moment."""
-
-    def recently_served(self, suffix: str) -> tuple[str, str] | None:
-        """Alias and assigned variant of one made a short while ago."""
+    event: FeedbackEvent
+    stamp: Stamp | None
+    first: First
 
 
 class FeedbackDesk:
@@ -84,16 +90,15 @@ class FeedbackDesk:
     ) -> None:
         self._secret = secret
         self._spool = spool
-        self._drain = drain
-        self._database = database
-        self._served = served
+        self._standings = Standings(database, drain, served)
         self._join_window_s = join_window_s
         self._clock = clock
-        self._look_ups = ThreadPoolExecutor(2, thread_name_prefix="feedback-look-up")
         self._answering: set[tuple[str, str]] = set()
+        self._keep = Grouped(self._keep_all, most=MOST_AT_ONCE)
+        self._recall = Grouped(self._recall_all, most=MOST_AT_ONCE)
 
     def close(self) -> None:
-        self._look_ups.shutdown(wait=False, cancel_futures=True)
+        self._standings.close()
 
     async def take(self, headers: Mapping[str, str], raw: bytes, key_id: str = "") -> Answered:
         """`POST /v1/feedback`.
@@ -104,54 +109,70 @@ class FeedbackDesk:
         Raises:
             ApiError: why it is not taken; nothing was kept then.
         """
-        body = parse_body(raw)
-        feedback = _checked(body)
-        principal = principal_of(headers, {"user": feedback.user}, key_id=key_id)
-        caller = Caller(headers, principal, headers.get(TOKEN_HEADER))
+        return await self.take_body(headers, parse_body(raw), raw, key_id)
+
+    async def take_body(
+        self, headers: Mapping[str, str], body: Mapping[str, Any], raw: bytes, key_id: str, *, is_kept: bool = True
+    ) -> Answered:
+        """The same for a body that has been read, or made from one in another shape.
+
+        Args:
+            raw: What the same call has in common with its repetition.
+            is_kept: False only says what would be said.
+        """
+        tokens = tokens_of(headers)
+        feedback = _checked(body if "completion_id" in body else {**named_by(tokens), **body})
+        caller = Caller(headers, _caller_of(headers, tokens, feedback.user, key_id), tokens)
         suffix = self._rated(caller, feedback.completion_id, "completion_id")
         if feedback.type in POINTS_AT_COMPLETION and self._rated(caller, str(feedback.value), "value") == suffix:
             raise BadRequest("value must be another completion's id", param="value", code="invalid_feedback")
-        key = headers.get("idempotency-key")
-        if key is None:
-            return await self._take_once(caller, feedback, suffix, None)
-        return await self._take_with_key(caller, feedback, suffix, _checked_key(key), raw)
+        feedback_id = ids.feedback_id(feedback.type, suffix)
+        stamp = stamp_of(headers, caller.owner(suffix), raw) if is_kept else None
+        first = await self._once(stamp, lambda: self._take(caller, feedback, suffix, stamp, is_kept=is_kept))
+        return Answered(first.status, describe(feedback, feedback_id, first.at))
 
-    async def _take_with_key(self, caller: Caller, feedback: Feedback, suffix: str, key: str, raw: bytes) -> Answered:
-        """The same key and body get the first answer again."""
-        # Browsers with a token share one nameless principal: their keys are told apart by what they may rate.
-        owner = caller.name if caller.token is None else f"token/{suffix}"
-        slot = (owner, key)
+    async def _once(self, stamp: Stamp | None, act: Callable[[], Awaitable[First]]) -> First:
+        """What was answered to the same call before, else what `act` answers.
+
+        Raises:
+            Conflict: the same `Idempotency-Key` is still at work, or came with another body.
+        """
+        if stamp is None:
+            return await act()
+        if not stamp.is_exclusive:
+            return (await self._earlier(stamp)) or await act()
+        slot = (stamp.owner, stamp.key)
         if slot in self._answering:
             raise Conflict("a call with this Idempotency-Key is still running", code="idempotency_key_in_use")
         self._answering.add(slot)
         try:
-            stamp = Stamp(owner, key, hashlib.sha256(raw).hexdigest())
-            earlier = await self._durably(lambda connection: earlier_answer(connection, stamp, self._clock()))
-            return earlier or await self._take_once(caller, feedback, suffix, stamp)
+            return (await self._earlier(stamp)) or await act()
         finally:
             self._answering.discard(slot)
 
-    async def _take_once(self, caller: Caller, feedback: Feedback, suffix: str, stamp: Stamp | None) -> Answered:
-        now = self._clock()
+    async def _earlier(self, stamp: Stamp) -> First | None:
+        if not stamp.is_repeat:
+            return None
+        return same_answer(stamp, await _spooling(self._recall(stamp)))
+
+    async def _take(
+        self, caller: Caller, feedback: Feedback, suffix: str, stamp: Stamp | None, *, is_kept: bool
+    ) -> First:
         feedback_id = ids.feedback_id(feedback.type, suffix)
-        standing = await self._standing(suffix, feedback_id)
+        standing = await self._standings.of(suffix, feedback_id)
+        now = self._clock()
         is_visible = standing.alias is not None
         is_too_late = now - ids.created_at(suffix) > self._join_window_s
-        if is_too_late and not is_visible and standing is not UNKNOWN:
+        if is_too_late and not is_visible and standing.is_complete:
             raise NotFound("the completion is no longer stored", param="completion_id", code="completion_not_found")
-        event = self._event(caller, feedback, suffix, feedback_id, now)
-        is_replacement = standing.last_event is not None and not standing.last_event.is_retraction
+        is_replacement = standing.last is not None and not standing.last.is_retraction
         status = 202 if not is_visible else 200 if is_replacement else 201
-        answered = Answered(status, orjson.dumps(describe(event)))
-        await self._durably(lambda connection: _keep(connection, event, stamp, answered))
-        self._drain.wake()
-        FEEDBACK.labels(
-            type=feedback.type,
-            value=value_label(feedback),
-            model=standing.alias or UNKNOWN_MODEL,
-            variant=standing.variant or UNKNOWN_MODEL,
-        ).inc()
-        return answered
+        first = First(status, _after(standing.last, now))
+        if is_kept:
+            event = _event(caller, standing, suffix, feedback_id, first.at, feedback)
+            await self._write(Kept(event if standing.is_stored else without_text(event), stamp, first))
+            _count(feedback, standing)
+        return first
 
     async def retract(self, headers: Mapping[str, str], feedback_id: str, key_id: str = "") -> Answered:
         """`DELETE /v1/feedback/{id}`.
@@ -165,31 +186,22 @@ class FeedbackDesk:
         parsed = ids.parse_feedback_id(feedback_id)
         if parsed is None or parsed[0] not in set(Signal):
             raise BadRequest("not a feedback id", param="id", code="invalid_id")
-        kind, suffix = parsed
-        caller = Caller(headers, principal_of(headers, {}, key_id=key_id), headers.get(TOKEN_HEADER))
+        _, suffix = parsed
+        tokens = tokens_of(headers)
+        caller = Caller(headers, _caller_of(headers, tokens, None, key_id), tokens)
         self._check_owner(caller, suffix, "id")
-        standing = await self._standing(suffix, feedback_id)
-        last = standing.last_event
-        if last is None or last.is_retraction:
+        stamp = stamp_of(headers, caller.owner(suffix), f"DELETE {feedback_id}".encode())
+        first = await self._once(stamp, lambda: self._retract(caller, feedback_id, suffix, stamp))
+        return Answered(first.status, orjson.dumps({"id": feedback_id, "object": "feedback.deleted", "deleted": True}))
+
+    async def _retract(self, caller: Caller, feedback_id: str, suffix: str, stamp: Stamp | None) -> First:
+        """202 for what is not visible here yet: another gateway may have taken it a moment ago."""
+        standing = await self._standings.of(suffix, feedback_id)
+        if standing.last is not None and standing.last.is_retraction:
             raise NotFound("no such feedback", param="id", code="feedback_not_found")
-        event = FeedbackEvent(
-            id=ids.uuid7(self._clock(), os.urandom(10)),
-            feedback_id=feedback_id,
-            interaction_id=suffix,
-            completion_id=last.completion_id,
-            type=kind,
-            value=None,
-            is_retraction=True,
-            reason=None,
-            comment=None,
-            tags=None,
-            key_id=caller.principal.key_id,
-            user_id=caller.principal.user or None,
-            created_at=self._clock(),
-        )
-        await self._durably(lambda connection: insert(connection, _record(event)))
-        self._drain.wake()
-        return Answered(200, orjson.dumps({"id": feedback_id, "object": "feedback.deleted", "deleted": True}))
+        first = First(202 if standing.last is None else 200, _after(standing.last, self._clock()))
+        await self._write(Kept(_event(caller, standing, suffix, feedback_id, first.at, None), stamp, first))
+        return first
 
     def _rated(self, caller: Caller, completion_id: str, param: str) -> str:
         """The proven suffix of a completion id."""
@@ -200,89 +212,64 @@ class FeedbackDesk:
         return suffix
 
     def _check_owner(self, caller: Caller, suffix: str, param: str) -> None:
-        if caller.token is not None:
-            if ids.check_feedback_token(self._secret, caller.token, suffix, self._clock()):
-                return
+        """Without a look-up, so that forged and foreign ids take the same time too."""
+        if not caller.tokens:
+            if not ids.owns(self._secret, suffix, caller.principal):
+                raise NotFound(NO_SUCH_COMPLETION, param=param, code="completion_not_found")
+            return
+        now = self._clock()
+        if not any(ids.check_feedback_token(self._secret, token, suffix, now) for token in caller.tokens):
             raise Unauthorized(
                 "the feedback token is not valid for this completion, or has expired", code="invalid_token"
             )
-        if not ids.owns(self._secret, suffix, caller.principal):
-            raise NotFound(NO_SUCH_COMPLETION, param=param, code="completion_not_found")
 
-    async def _standing(self, suffix: str, feedback_id: str) -> Standing:
-        """What this gateway's spool and the shared database know together."""
-        event = await self._durably(lambda connection: _spooled_event(connection, feedback_id))
-        alias, variant = self._served.recently_served(suffix) or (None, None)
-        here = Standing(alias, variant, event)
-        if (here.alias and here.last_event) or self._served.is_answering(suffix):
-            return here
-        there = await self._stored_standing(suffix, feedback_id)
-        if there is UNKNOWN and here == UNKNOWN:
-            return UNKNOWN
-        return Standing(here.alias or there.alias, here.variant or there.variant, here.last_event or there.last_event)
-
-    async def _stored_standing(self, suffix: str, feedback_id: str) -> Standing:
-        """What the shared database knows; `UNKNOWN` while it does not answer, since feedback is taken all the same."""
-        if not self._drain.is_database_up:
-            return UNKNOWN
-        look_up = asyncio.get_running_loop().run_in_executor(
-            self._look_ups, feedback_standing, self._database, suffix, feedback_id
-        )
+    async def _write(self, kept: Kept) -> None:
+        """On the disk when it returns. What this process knows changes before: the next call must not overtake it."""
+        event = kept.event
+        last = Last(event.created_at, event.is_retraction)
+        self._standings.note(event.feedback_id, last)
         try:
-            async with asyncio.timeout(LOOK_UP_S):
-                return await look_up
-        except (TimeoutError, sa.exc.SQLAlchemyError):
-            return UNKNOWN
+            await _spooling(self._keep(kept))
+        except BaseException:
+            self._standings.forget(event.feedback_id, last)
+            raise
 
-    def _event(self, caller: Caller, feedback: Feedback, suffix: str, feedback_id: str, now: float) -> FeedbackEvent:
-        return FeedbackEvent(
-            id=ids.uuid7(now, os.urandom(10)),
-            feedback_id=feedback_id,
-            interaction_id=suffix,
-            completion_id=feedback.completion_id,
-            type=feedback.type.value,
-            value=feedback.value,
-            is_retraction=False,
-            reason=feedback.reason,
-            comment=feedback.comment,
-            tags=feedback.tags,
-            key_id=caller.principal.key_id,
-            user_id=caller.principal.user or None,
-            created_at=now,
-        )
+    async def _keep_all(self, group: Sequence[Kept]) -> Sequence[None]:
+        """One commit for all that came meanwhile."""
+        await asyncio.wrap_future(self._spool.submit(lambda connection: _keep(connection, group)))
+        return [None] * len(group)
 
-    async def _durably(self, operation: Callable[[Connection], T]) -> T:
-        try:
-            return await asyncio.wrap_future(self._spool.submit(operation))
-        except SpoolUnavailable as exc:
-            raise Overloaded("feedback cannot be kept at the moment; try again", code="spool_unavailable") from exc
+    async def _recall_all(self, group: Sequence[Stamp]) -> Sequence[tuple[str, First] | None]:
+        now = self._clock()
+        return await asyncio.wrap_future(self._spool.submit(lambda connection: first_answers(connection, group, now)))
 
 
-class Stamp(NamedTuple):
-    """An idempotency key with what it was used for."""
-
-    principal: str
-    key: str
-    body_sha: str
-
-
-UNKNOWN = Standing(None, None, None)
-"""Nobody could be asked. Compared by identity: a database that answers "no such row" gives an equal standing."""
+async def _spooling(work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except SpoolUnavailable as exc:
+        raise Overloaded("feedback cannot be kept at the moment; try again", code="spool_unavailable") from exc
 
 
 def parse_body(raw: bytes) -> Mapping[str, Any]:
-    """The JSON object of a request.
+    """The JSON object of a request. Lone surrogates, which browsers send as they have them, are let through.
 
     Raises:
-        BadRequest: it is not one.
+        BadRequest: it is not one, or a hostile one.
     """
     try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as exc:
-        raise BadRequest(f"the body is not valid JSON: {exc}", code="invalid_json") from exc
-    if not isinstance(body, dict):
-        raise BadRequest("the body must be a JSON object", code="invalid_json")
+        return parse_object(raw, MAX_DEPTH)
+    except BadRequest:
+        if not SURROGATE.search(raw):
+            raise
+    # The rest is checked without them: only what is sound and of a bearable size goes to the slower parser.
+    parse_object(SURROGATE.sub(rb"\\ufffd", raw), MAX_DEPTH)
+    body: Mapping[str, Any] = json.loads(raw)
     return body
+
+
+def _caller_of(headers: Mapping[str, str], tokens: Sequence[str], user: str | None, key_id: str) -> ids.Principal:
+    return ids.Principal() if tokens else principal_of(headers, {"user": user}, key_id=key_id)
 
 
 def _checked(body: Mapping[str, Any]) -> Feedback:
@@ -292,58 +279,66 @@ def _checked(body: Mapping[str, Any]) -> Feedback:
         raise BadRequest(str(exc), param=exc.param, code="invalid_feedback") from exc
 
 
-def _checked_key(key: str) -> str:
-    if not 1 <= len(key) <= 255 or not key.isascii() or not key.isprintable():
-        raise BadRequest("Idempotency-Key must be 1 to 255 printable ASCII characters", param="Idempotency-Key")
-    return key
+def _after(last: Last | None, now: float) -> float:
+    return now if last is None else max(now, last.at + TICK_S)
 
 
-def earlier_answer(connection: Connection, stamp: Stamp, now: float) -> Answered | None:
-    """The answer given to this key before, inside a spool operation.
+def _event(
+    caller: Caller, standing: Standing, suffix: str, feedback_id: str, at: float, feedback: Feedback | None
+) -> FeedbackEvent:
+    """What is kept; without feedback, a retraction. Who shows a token is the completion's owner, known or not yet."""
+    owner = ids.Principal(standing.key_id, standing.user_id or "") if caller.tokens else caller.principal
+    return FeedbackEvent(
+        id=ids.uuid7(at, RANDOMNESS.take()),
+        feedback_id=feedback_id,
+        interaction_id=suffix,
+        completion_id=feedback.completion_id if feedback else standing.completion_id or f"chatcmpl-{suffix}",
+        type=feedback_id.split("_")[1],
+        value=feedback.value if feedback else None,
+        is_retraction=feedback is None,
+        reason=feedback.reason if feedback else None,
+        comment=feedback.comment if feedback else None,
+        tags=feedback.tags if feedback else None,
+        key_id=owner.key_id,
+        user_id=owner.user or None,
+        created_at=at,
+    )
 
-    Raises:
-        Conflict: the key was used with another body.
-    """
-    connection.execute("DELETE FROM answers WHERE at < ?", (now - IDEMPOTENCY_TTL_S,))
-    row = connection.execute(
-        "SELECT body_sha, status, body FROM answers WHERE principal = ? AND key = ?", (stamp.principal, stamp.key)
-    ).fetchone()
-    if row is None:
-        return None
-    if row[0] != stamp.body_sha:
-        raise Conflict("this Idempotency-Key was used with another body", status=422, code="idempotency_key_reused")
-    return Answered(row[1], row[2])
 
-
-def _keep(connection: Connection, event: FeedbackEvent, stamp: Stamp | None, answered: Answered) -> None:
-    """The event and the answer to its key, in one commit."""
-    insert(connection, _record(event))
-    if stamp is not None:
-        connection.execute(
-            "INSERT OR REPLACE INTO answers (principal, key, body_sha, status, body, at) VALUES (?, ?, ?, ?, ?, ?)",
-            (*stamp, answered.status, answered.body, event.created_at),
-        )
+def _keep(connection: Connection, group: Sequence[Kept]) -> None:
+    """Events and what was answered to them, in one commit."""
+    for kept in group:
+        insert(connection, _record(kept.event))
+    stamped = [(kept.stamp, kept.first) for kept in group if kept.stamp is not None]
+    if stamped:
+        remember(connection, stamped)
+        forget_old(connection, group[-1].first.at)
 
 
 def _record(event: FeedbackEvent) -> SpoolRecord:
     return SpoolRecord(0, "feedback", event.id, event.feedback_id, event.created_at, event_to_json(event), None, None)
 
 
-def _spooled_event(connection: Connection, feedback_id: str) -> FeedbackEvent | None:
-    event = newest(connection, "feedback", feedback_id)
-    return event_from_json(event.meta) if event else None
-
-
-def describe(event: FeedbackEvent) -> dict[str, Any]:
-    """What the caller gets back."""
-    return {
-        "id": event.feedback_id,
+def describe(feedback: Feedback, feedback_id: str, at: float) -> bytes:
+    """What the caller gets back, in ASCII: it may hold lone surrogates."""
+    shown = {
+        "id": feedback_id,
         "object": "feedback",
-        "completion_id": event.completion_id,
-        "type": event.type,
-        "value": event.value,
-        "created": int(event.created_at),
+        "completion_id": feedback.completion_id,
+        "type": feedback.type.value,
+        "value": feedback.value,
+        "created": int(at),
     }
+    return json.dumps(shown, separators=(",", ":")).encode()
+
+
+def _count(feedback: Feedback, standing: Standing) -> None:
+    FEEDBACK.labels(
+        type=feedback.type,
+        value=value_label(feedback),
+        model=standing.alias or UNKNOWN_MODEL,
+        variant=standing.variant or UNKNOWN_MODEL,
+    ).inc()
 
 
 def value_label(feedback: Feedback) -> str:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from feedback.signals import Signal
+from serving.error_shapes import LANGFUSE_PATHS, TENSORZERO_PATH
 from serving.fields.nodes import Either, Kinds, ListOf, Node, Object
 from serving.fields.table import ROUTES as REQUESTS
 from serving.routes import HOT_PATHS, ROUTES, RouteSpec, Scope
@@ -57,6 +58,7 @@ COMPLETION_HEADERS = {
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "pawl-<public id>-<secret>"},
     "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    "basic": {"type": "http", "scheme": "basic", "description": "The key as the password; feedback routes only."},
     "feedbackToken": {"type": "apiKey", "in": "header", "name": "x-pawl-feedback-token"},
 }
 ERROR_SCHEMA: JsonObject = {
@@ -87,6 +89,8 @@ def _list(items: JsonObject) -> JsonObject:
     return {"type": "array", "items": items}
 
 
+TENSORZERO_ERROR = _object({"error": {"type": "string"}})
+LANGFUSE_ERROR = _object({"message": {"type": "string"}, "error": {"type": "string"}})
 TEXT: JsonObject = {"type": "string"}
 COUNT: JsonObject = {"type": "integer", "minimum": 0}
 ANY_OBJECT: JsonObject = {"type": "object"}
@@ -233,7 +237,7 @@ def complete(document: JsonObject) -> JsonObject:
     schemas = components.setdefault("schemas", {})
     for framework_own in ("HTTPValidationError", "ValidationError"):  # Told in our shape, as a 400.
         schemas.pop(framework_own, None)
-    schemas["Error"] = ERROR_SCHEMA
+    schemas |= {"Error": ERROR_SCHEMA, "TensorZeroError": TENSORZERO_ERROR, "LangfuseError": LANGFUSE_ERROR}
     components["securitySchemes"] = SECURITY_SCHEMES
     document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
     for spec, operation in operations(document):
@@ -256,7 +260,7 @@ def share(spec: RouteSpec, operation: JsonObject) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     for status in statuses_of(spec):
-        responses[str(status)] = error_response(status)
+        responses[str(status)] = error_response(status, error_schema_of(spec.path))
     for response in responses.values():
         response["headers"] = {**response.get("headers", {}), **REQUEST_ID}
 
@@ -266,7 +270,7 @@ def security_of(scope: Scope) -> list[dict[str, list[str]]]:
     if scope is Scope.OPEN:
         return []
     keys: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
-    return [*keys, {"feedbackToken": []}] if scope is Scope.FEEDBACK else keys
+    return [*keys, {"basic": []}, {"feedbackToken": []}] if scope is Scope.FEEDBACK else keys
 
 
 def statuses_of(spec: RouteSpec) -> tuple[int, ...]:
@@ -278,9 +282,16 @@ def statuses_of(spec: RouteSpec) -> tuple[int, ...]:
     return READING if spec.method == "GET" else WRITING
 
 
-def error_response(status: int) -> JsonObject:
-    """An error, in the one shape."""
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+def error_schema_of(path: str) -> str:
+    """The name of the shape that refusals have on a route; see `serving.error_shapes`."""
+    if path == TENSORZERO_PATH:
+        return "TensorZeroError"
+    return "LangfuseError" if path.startswith(LANGFUSE_PATHS) else "Error"
+
+
+def error_response(status: int, schema: str) -> JsonObject:
+    """An error, in the shape of its route."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     headers = RETRY_AFTER if status in (429, 503) else {}
     return {"description": ERRORS[status], "content": content, "headers": headers}
 

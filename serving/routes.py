@@ -5,21 +5,30 @@ A route that is missing from the table does not exist for callers: the guard ref
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from starlette.routing import BaseRoute, Match
 
+from serving.error_shapes import LANGFUSE_PATHS, TENSORZERO_PATH, refusal_body
 from serving.errors import ApiError, Forbidden, NotFound, Unauthorized
-from serving.wire import AsgiMessage, ClientGone, Receive, Send, headers_of, read_body, send_error
+from serving.feedback_tokens import tokens_of
+from serving.wire import AsgiMessage, ClientGone, Receive, Send, headers_of, read_body, send_whole
 from serving.wire import Scope as AsgiScope
 
 Asgi = Callable[[AsgiScope, Receive, Send], Awaitable[None]]
 
-TOKEN_HEADER = "x-pawl-feedback-token"
 KEY_ID = "pawl.key_id"
 """Where the guard leaves the id of the caller's key for the routes behind it."""
+
+
+SHORT_BODY_BYTES = 64 * 1024
+"""For bodies of a few names and numbers. The framework checks all of a body on the event loop and writes down all that
+is wrong with it, which took three seconds for four megabytes of wrong names."""
+FEEDBACK_BODY_BYTES = 1536 * 1024
+"""Enough for a text of 1 MiB beside all the rest; one that is written in escapes may be shorter."""
 
 
 class BodyLimits(NamedTuple):
@@ -74,6 +83,10 @@ CHAT_ONE = "/v1/chat/completions/{completion_id}"
 CHAT_MESSAGES = "/v1/chat/completions/{completion_id}/messages"
 RESPONSE_ONE = "/v1/responses/{response_id}"
 ADMIN = "/admin/v1"
+FEEDBACK_PATH = "/v1/feedback"
+SCORES = LANGFUSE_PATHS + "scores"
+SCORE_ONE = SCORES + "/{score_id}"
+INGESTION = LANGFUSE_PATHS + "ingestion"
 
 
 def _admin(*routes: tuple[str, str]) -> tuple[RouteSpec, ...]:
@@ -91,8 +104,12 @@ ROUTES: tuple[RouteSpec, ...] = (
     RouteSpec("GET", CHAT_MESSAGES, Scope.INFER),
     RouteSpec("GET", RESPONSE_ONE, Scope.INFER),
     RouteSpec("DELETE", RESPONSE_ONE, Scope.INFER),
-    RouteSpec("POST", "/v1/feedback", Scope.FEEDBACK),
+    RouteSpec("POST", FEEDBACK_PATH, Scope.FEEDBACK),
     RouteSpec("DELETE", "/v1/feedback/{feedback_id}", Scope.FEEDBACK),
+    RouteSpec("POST", TENSORZERO_PATH, Scope.FEEDBACK),
+    RouteSpec("POST", SCORES, Scope.FEEDBACK),
+    RouteSpec("DELETE", SCORE_ONE, Scope.FEEDBACK),
+    RouteSpec("POST", INGESTION, Scope.FEEDBACK),
     RouteSpec("GET", "/health/live", Scope.OPEN),
     RouteSpec("GET", "/health/ready", Scope.OPEN),
     RouteSpec("GET", "/metrics", Scope.METRICS),
@@ -173,7 +190,8 @@ class ScopeGuard:
             scope[KEY_ID] = await self._admit(scope, headers)
             receive = await self._with_body(scope, headers, receive)
         except ApiError as error:
-            await send_error(send, error, [])
+            shown = [("content-type", "application/json"), *error.headers.items()]
+            await send_whole(send, error.status, shown, refusal_body(scope["path"], error))
         except ClientGone:
             pass
         else:
@@ -193,8 +211,7 @@ class ScopeGuard:
         spec = spec_of(scope["method"], path)
         if spec is None:
             raise NotFound("this route is not open to anybody", code="not_found")
-        is_open = spec.scope is Scope.OPEN or (spec.scope is Scope.FEEDBACK and TOKEN_HEADER in headers)
-        return "" if is_open else (await admitted(keys, headers, spec.scope)).id
+        return await key_id_for(keys, headers, spec.scope)
 
     def _path_of(self, scope: AsgiScope) -> str | None:
         """The template of the route that will answer."""
@@ -206,8 +223,43 @@ class ScopeGuard:
     async def _with_body(self, scope: AsgiScope, headers: Mapping[str, str], receive: Receive) -> Receive:
         if scope["method"] in ("GET", "HEAD"):
             return receive
-        raw = await read_body(receive, headers, self._limits.max_bytes, self._limits.within_s)
-        return replayed(raw, receive)
+        most = longest_body(scope["path"], self._limits.max_bytes)
+        return replayed(await read_body(receive, headers, most, self._limits.within_s), receive)
+
+
+def longest_body(path: str, most: int) -> int:
+    """How many bytes a route of the framework takes, `most` at most.
+
+    >>> [longest_body(path, 4_000_000) for path in ("/admin/v1/keys", "/v1/feedback", "/v1/other")]
+    [65536, 1572864, 4000000]
+    """
+    if path.startswith((ADMIN, CHAT_LIST + "/")):
+        return min(most, SHORT_BODY_BYTES)
+    return min(most, FEEDBACK_BODY_BYTES) if path in (FEEDBACK_PATH, TENSORZERO_PATH, SCORES) else most
+
+
+async def key_id_for(keys: Keys, headers: Mapping[str, str], scope: Scope) -> str:
+    """The id of the caller's key; empty where none is needed: the route is open, or a feedback token stands for it.
+
+    Raises:
+        Unauthorized, Forbidden: see `admitted`.
+    """
+    is_feedback = scope is Scope.FEEDBACK
+    if scope is Scope.OPEN or (is_feedback and tokens_of(headers)):
+        return ""
+    return (await admitted(keys, with_bearer(headers) if is_feedback else headers, scope)).id
+
+
+def with_bearer(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """Basic authentication, as Langfuse's clients send it, with the password as the key; anything else as it is."""
+    kind, _, encoded = headers.get("authorization", "").partition(" ")
+    if kind.lower() != "basic":
+        return headers
+    try:
+        _, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except ValueError:  # Neither base64 nor text: the key ring says that it is no key.
+        return headers
+    return {**headers, "authorization": f"Bearer {password}"}
 
 
 async def admitted(keys: Keys, headers: Mapping[str, str], scope: Scope) -> Key:

@@ -1,6 +1,6 @@
 /* A load generator: one thread, epoll, keep-alive connections, closed loop or open loop, whole answers or event streams.
  *
- * `@@@@@@@@` in the request becomes an eight-digit number that counts the requests. Every answer's status, length and
+ * `@@@@@@@@` in the request becomes an eight-digit number that counts the requests; of a file of bodies each is sent in turn. Every answer's status, length and
  * ending is checked, and on demand that it answers this request and no other. Prints "ready" when the warm-up is over and one line of JSON at the end; times are microseconds.
  */
 #include "common.h"
@@ -24,7 +24,8 @@ static struct {
     double rate, abandon_share, upload_share;
     FILE *log;
     const char *host, *method, *path, *expect;
-    struct buffer headers, body;
+    struct buffer headers, body, lines;
+    size_t line_length;
 } options = {.connections = 1, .timeout_ns = 30 * NS_PER_S, .linger_ns = 5 * NS_PER_S, .window_ns = NS_PER_S, .n_numbers = 1000,
              .seed = 1, .host = "127.0.0.1", .method = "POST", .path = "/v1/chat/completions", .expect = ""};
 
@@ -112,8 +113,16 @@ static void connect_client(struct client *client) {
 
 /* ---- sending ---- */
 
+/* Of several bodies, the one of this request: they are equally long. */
+static void choose_body(const struct client *client) {
+    uint64_t n_lines = options.lines.length / (options.line_length + 1);
+    const char *line = options.lines.bytes + client->number % n_lines * (options.line_length + 1);
+    memcpy(request.bytes + request.length - options.line_length, line, options.line_length);
+}
+
 static void send_request(struct client *client) {
     char number[MARK_LENGTH + 1];
+    if (options.lines.length) choose_body(client);
     snprintf(number, sizeof number, "%08llu", (unsigned long long)client->number % 100000000ull);
     for (int i = 0; i < n_marks; i++) memcpy(request.bytes + marks[i], number, MARK_LENGTH);
     ssize_t sent = write(client->fd, request.bytes + client->sent, client->to_send - client->sent);
@@ -277,7 +286,7 @@ static void judge(struct client *client, uint64_t now) {
         if (!counts) return;
         results.refused++;
         record(&results.refusal, took);
-    } else if (client->status != 200) {
+    } else if (client->status / 100 != 2) {
         results.bad_status += counts;
     } else if (!is_whole_answer(client)) {
         results.bad_body += counts;
@@ -426,12 +435,22 @@ static void print_results(void) {
 
 /* ---- preparation ---- */
 
-static void read_body(const char *path) {
+static void read_whole(const char *path, struct buffer *into) {
     char bytes[4096];
     FILE *file = fopen(path, "r");
     if (!file) fail(path);
-    for (size_t n; (n = fread(bytes, 1, sizeof bytes, file)) > 0;) append(&options.body, bytes, n);
+    for (size_t n; (n = fread(bytes, 1, sizeof bytes, file)) > 0;) append(into, bytes, n);
     fclose(file);
+}
+
+/* A body per line, all of one length: request k sends line k modulo their number. */
+static void read_lines(const char *path) {
+    read_whole(path, &options.lines);
+    const char *end = options.lines.length ? memchr(options.lines.bytes, '\n', options.lines.length) : NULL;
+    if (!end) fail("--bodies: no line");
+    options.line_length = (size_t)(end - options.lines.bytes);
+    if (options.lines.length % (options.line_length + 1)) fail("--bodies: lines of different lengths");
+    append(&options.body, options.lines.bytes, options.line_length);
 }
 
 static void build_request(void) {
@@ -460,7 +479,7 @@ static void read_options(int argc, char **argv) {
         {"rate", 1, 0, 'r'}, {"linger", 1, 0, 'l'}, {"ramp", 1, 0, 'R'}, {"timeout", 1, 0, 't'}, {"stream", 1, 0, 'S'},
         {"min-bytes", 1, 0, 'm'}, {"expect", 1, 0, 'e'}, {"header", 1, 0, 'H'}, {"body", 1, 0, 'b'}, {"method", 1, 0, 'M'},
         {"path", 1, 0, 'P'}, {"numbers", 1, 0, 'n'}, {"seed", 1, 0, 'x'}, {"abandon", 1, 0, 'a'}, {"abandon-within", 1, 0, 'A'},
-        {"abandon-upload", 1, 0, 'u'}, {"check-nonce", 0, 0, 'N'}, {"log", 1, 0, 'o'}, {"first-number", 1, 0, 'f'}, {0, 0, 0, 0}};
+        {"abandon-upload", 1, 0, 'u'}, {"check-nonce", 0, 0, 'N'}, {"log", 1, 0, 'o'}, {"first-number", 1, 0, 'f'}, {"bodies", 1, 0, 'B'}, {0, 0, 0, 0}};
     for (int name; (name = getopt_long(argc, argv, "", names, NULL)) >= 0;) switch (name) {
         case 'h': options.host = optarg; break;
         case 'p': options.port = atoi(optarg); break;
@@ -475,7 +494,8 @@ static void read_options(int argc, char **argv) {
         case 'm': options.min_bytes = strtoul(optarg, NULL, 10); break;
         case 'e': options.expect = optarg; break;
         case 'H': append(&options.headers, optarg, strlen(optarg)); append(&options.headers, "\r\n", 2); break;
-        case 'b': read_body(optarg); break;
+        case 'b': read_whole(optarg, &options.body); break;
+        case 'B': read_lines(optarg); break;
         case 'M': options.method = optarg; break;
         case 'P': options.path = optarg; break;
         case 'n': options.n_numbers = strtoull(optarg, NULL, 10); break;

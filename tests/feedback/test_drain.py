@@ -25,7 +25,7 @@ from pawl.settings import DatabaseSettings
 from tests.feedback.test_recording import exchange, request_of, whole
 from tests.serving.waiting import eventually
 
-WAIT_S = 5.0
+WAIT_S = 30.0
 
 
 @pytest.fixture
@@ -105,7 +105,9 @@ def _fail_like_a_disk(_: Connection) -> None:
     raise sqlite3.OperationalError("disk I/O error")
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(orders=st.lists(st.permutations(range(6)), min_size=1, max_size=3))
 def test_replays_in_any_order_change_nothing(spool: Spool, database: Database, orders: list[list[int]]) -> None:
     records = [*(interaction_record(n) for n in range(3)), *(feedback_record(n) for n in range(3))]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 
-from feedback.interactions import FeedbackEvent
 from feedback.lineage import trace_pair
 from feedback.mining import mine_alias
 from feedback.store import load_pairs, mark_pairs_used
 from pawl.database import Database
-from tests.pawl.records import interaction_id, save, served, thumb
+from tests.pawl.records import feedback, interaction_id, save, served, thumb
 
 
 def test_a_pair_leads_to_the_answers_their_models_and_the_run(database: Database) -> None:
@@ -30,8 +29,7 @@ def test_a_pair_leads_to_the_answers_their_models_and_the_run(database: Database
 
 
 def test_nobody_served_an_edit(database: Database) -> None:
-    wanted = thumb(1, "a better answer")
-    edit = FeedbackEvent(**(wanted.__dict__ | {"type": "edit", "feedback_id": f"fb_edit_{interaction_id(1)}"}))
+    edit = feedback(interaction_id(1), "edit", "a better answer", created_at=1.5)
     save(database, [served(1)], [edit])
     mine_alias(database, "assistant", 100.0)
     (pair,) = load_pairs(database, "assistant")

@@ -24,6 +24,7 @@ from feedback.recording import (
     parse_interaction,
     prompt_messages,
 )
+from tests.pawl.records import SERVED
 
 ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=200) | st.sampled_from(
     ["\x00", "\ud800", "\udfff\ud800", "data: [DONE]\n\n", '"', "\\", "\r\n", "🌹", ""]
@@ -33,25 +34,13 @@ ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=200) | s
 
 def exchange(**changes: Any) -> Exchange:
     facts: dict[str, Any] = {
+        **SERVED,
         "id": "0" * 48,
         "completion_id": "chatcmpl-" + "0" * 48,
-        "route": "chat.completions",
         "created_at": 1.5,
-        "alias": "assistant",
-        "key_id": "",
         "user_id": "ada",
         "unit_id": "ada",
-        "experiment": None,
-        "assigned_variant": "control",
-        "served_variant": "control",
-        "probability": 1.0,
-        "is_analysed": False,
-        "phase": 0,
-        "route_version": 0,
-        "model": "base-model",
-        "regenerate_of": None,
         "is_stream": False,
-        "is_stored": True,
     }
     return Exchange(**(facts | changes))
 

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feedback.interactions import FeedbackEvent, Interaction, Status
-from feedback.redaction import TOO_DEEP, Redactor, is_card, redact_event, redact_interaction, redact_text
+from feedback.interactions import FeedbackEvent, Interaction
+from feedback.redaction import TOO_DEEP, Redactor, redact_event, redact_interaction, redact_text
+from feedback.sensitive.identities import is_card
+from tests.pawl import records
 
 HEX = "0123456789abcdef"
 SECRETS = {
@@ -49,39 +51,9 @@ CLEAN = [
 
 
 def interaction(**fields: Any) -> Interaction:
-    given: dict[str, Any] = {
-        "id": "0" * 48,
-        "completion_id": "chatcmpl-" + "0" * 48,
-        "route": "chat.completions",
-        "created_at": 1.0,
-        "alias": "assistant",
-        "key_id": "",
-        "user_id": "ann@example.com",
-        "unit_id": "u",
-        "experiment": None,
-        "assigned_variant": "control",
-        "served_variant": "control",
-        "probability": 1.0,
-        "is_analysed": True,
-        "phase": 0,
-        "route_version": 0,
-        "model": "m",
-        "regenerate_of": None,
-        "prompt": None,
-        "prompt_sha": None,
-        "completion": None,
-        "parameters": {},
-        "finish_reason": "stop",
-        "status": Status.OK,
-        "http_status": 200,
-        "is_complete": True,
-        "is_stored": True,
-        "prompt_tokens": 1,
-        "completion_tokens": 1,
-        "latency_ms": 1.0,
-        "first_byte_ms": None,
-    }
-    return Interaction(**(given | fields))
+    """One of somebody with an address for a name, without texts unless they are given."""
+    given: dict[str, Any] = {"user_id": "ann@example.com", "prompt": None, "prompt_sha": None, "completion": None}
+    return records.interaction("0" * 48, **(given | fields))
 
 
 @pytest.mark.parametrize(("kind", "secret"), EACH)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,19 @@ from hypothesis import strategies as st
 
 from feedback.errors import InvalidFeedback
 from feedback.interactions import FeedbackEvent
-from feedback.signals import Feedback, Signal, latest, parse_feedback
+from feedback.signals import (
+    MAX_TEXT_CHARS,
+    TEXTS,
+    Feedback,
+    Signal,
+    Thumbs,
+    has_text,
+    latest,
+    parse_feedback,
+    thumb_of,
+    without_text,
+)
+from tests.pawl.records import feedback
 
 ID = "chatcmpl-" + "a" * 48
 OTHER = "chatcmpl-" + "b" * 48
@@ -37,7 +50,7 @@ def refusal(sent: Mapping[str, object]) -> InvalidFeedback:
         ("rating", 0),
         ("rating", 1),
         ("rating", 0.25),
-        ("edit", "x" * 100_000),
+        ("edit", "x" * MAX_TEXT_CHARS),
         ("choice", OTHER),
         ("regenerate", OTHER),
         ("report", "harmful"),
@@ -45,7 +58,7 @@ def refusal(sent: Mapping[str, object]) -> InvalidFeedback:
         ("report", "refused"),
         ("report", "other"),
         ("copy", True),
-        ("comment", "x" * 10_000),
+        ("comment", "x" * MAX_TEXT_CHARS),
     ],
 )
 def test_every_kind_of_the_contract_is_accepted(kind: str, value: object) -> None:
@@ -86,7 +99,7 @@ def test_optional_fields_are_kept_and_null_means_absent() -> None:
         ({"type": "rating", "value": 1.0001}, "value"),
         ({"type": "rating", "value": 10**400}, "value"),
         ({"type": "rating", "value": -1}, "value"),
-        ({"type": "edit", "value": "x" * 100_001}, "value"),
+        ({"type": "edit", "value": "x" * (MAX_TEXT_CHARS + 1)}, "value"),
         ({"type": "edit", "value": " \n"}, "value"),
         ({"type": "choice", "value": ID}, "value"),
         ({"type": "choice", "value": 3}, "value"),
@@ -96,8 +109,8 @@ def test_optional_fields_are_kept_and_null_means_absent() -> None:
         ({"type": "copy", "value": False}, "value"),
         ({"type": "copy", "value": 1}, "value"),
         ({"type": "copy", "value": "true"}, "value"),
-        ({"type": "comment", "value": "x" * 10_001}, "value"),
-        ({"comment": "x" * 10_001}, "comment"),
+        ({"type": "comment", "value": "x" * (MAX_TEXT_CHARS + 1)}, "value"),
+        ({"comment": "x" * (MAX_TEXT_CHARS + 1)}, "comment"),
         ({"comment": 5}, "comment"),
         ({"reason": "x" * 1_001}, "reason"),
         ({"user": ""}, "user"),
@@ -131,7 +144,7 @@ def test_the_largest_tags_are_accepted() -> None:
 
 def test_an_error_does_not_repeat_what_the_user_wrote() -> None:
     secret = "my-secret-words "
-    assert "secret" not in str(refusal(body(type="edit", value=secret * 10_000)))
+    assert "secret" not in str(refusal(body(type="edit", value=secret * 100_000)))
 
 
 def test_an_odd_field_name_is_safe_to_send_back() -> None:
@@ -172,20 +185,9 @@ def test_any_json_object_is_either_read_or_refused(sent: dict[str, object]) -> N
 
 
 def make_event(number: int, *, of: str = "fb_a", at: float = 0.0, is_retraction: bool = False) -> FeedbackEvent:
-    return FeedbackEvent(
-        id=f"{number:032x}",
-        feedback_id=of,
-        interaction_id="a" * 48,
-        completion_id=ID,
-        type="thumbs",
-        value=None if is_retraction else "up",
-        is_retraction=is_retraction,
-        reason=None,
-        comment=None,
-        tags=None,
-        key_id="k",
-        user_id="u",
-        created_at=at,
+    value = None if is_retraction else "up"
+    return feedback(
+        "a" * 48, value=value, id=f"{number:032x}", feedback_id=of, created_at=at, is_retraction=is_retraction
     )
 
 
@@ -219,3 +221,56 @@ def test_what_stands_is_the_newest_of_its_id(events: Sequence[FeedbackEvent]) ->
     for feedback_id in {event.feedback_id for event in events}:
         newest = max((e for e in events if e.feedback_id == feedback_id), key=lambda e: (e.created_at, e.id))
         assert standing.get(feedback_id) == (None if newest.is_retraction else newest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "thumb"),
+    [
+        ("thumbs", "up", Thumbs.UP),
+        ("thumbs", "down", Thumbs.DOWN),
+        ("rating", 0.75, Thumbs.UP),
+        ("rating", 1, Thumbs.UP),
+        ("rating", 0.74, None),
+        ("rating", 0.26, None),
+        ("rating", 0.25, Thumbs.DOWN),
+        ("rating", 0.0, Thumbs.DOWN),
+        ("comment", "up", None),
+        ("copy", True, None),
+    ],
+)
+def test_what_says_up_or_down(kind: str, value: str | float, thumb: Thumbs | None) -> None:
+    assert thumb_of(replace(make_event(1), type=kind, value=value)) is thumb
+
+
+@pytest.mark.parametrize("kind", ["thumbs", "rating"])
+def test_a_retraction_says_neither(kind: str) -> None:
+    assert thumb_of(replace(make_event(1, is_retraction=True), type=kind)) is None
+
+
+WORDS = st.none() | st.text(min_size=1, max_size=5)
+SPOKEN = st.builds(
+    lambda kind, value, reason, comment, tags, gone: replace(
+        make_event(1, is_retraction=gone),
+        type=kind,
+        value=None if gone else value if kind in TEXTS else "up",
+        reason=reason,
+        comment=comment,
+        tags=tags,
+    ),
+    st.sampled_from(sorted(Signal)),
+    st.text(min_size=1, max_size=5),
+    WORDS,
+    WORDS,
+    st.none() | st.dictionaries(st.text(max_size=3), st.text(max_size=3), min_size=1, max_size=2),
+    st.booleans(),
+)
+
+
+@given(SPOKEN)
+def test_without_text_only_the_signal_is_left(event: FeedbackEvent) -> None:
+    silent = without_text(event)
+    assert not has_text(silent)
+    assert without_text(silent) == silent
+    assert (silent == event) == (not has_text(event))
+    assert (silent.id, silent.type, silent.is_retraction) == (event.id, event.type, event.is_retraction)
+    assert silent.value == event.value or event.type in TEXTS

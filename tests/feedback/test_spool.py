@@ -68,15 +68,6 @@ def test_the_same_record_twice_is_one(spool: Spool) -> None:
     assert spool.size().result(WAIT_S).rows == 1
 
 
-def test_the_newest_about_a_subject(spool: Spool) -> None:
-    for name in ("a", "b"):
-        spool.append(record(name, subject="s")).result(WAIT_S)
-    found = spool.find("interaction", "s").result(WAIT_S)
-    assert found is not None
-    assert found.id == "b"
-    assert spool.find("feedback", "s").result(WAIT_S) is None
-
-
 def test_many_threads(spool: Spool) -> None:
     def append(thread: int) -> None:
         wait([spool.append(record(f"{thread}/{number}")) for number in range(100)], WAIT_S)
@@ -250,4 +241,60 @@ def test_small_values_are_kept(tmp_path: Path) -> None:
     spool.close()
     spool = Spool(tmp_path / "spool.db")
     assert spool.kept("routes").result(WAIT_S) == b"\x00 1"
+    spool.close()
+
+
+def say(spool: Spool, words: bytes) -> None:
+    spool.append(SpoolRecord(0, "feedback", "a", "s", 1.0, words, None, None)).result(WAIT_S)
+
+
+def test_nothing_of_what_was_discarded_stays_in_the_files(spool: Spool) -> None:
+    words = b"what somebody wrote " * 500
+    say(spool, words)
+    files = [spool.path, spool.path.with_name(spool.path.name + "-wal")]
+    assert any(words[:40] in file.read_bytes() for file in files)
+    spool.discard([row.seq for row in spool.oldest(9).result(WAIT_S)]).result(WAIT_S)
+    spool.tidy().result(WAIT_S)
+    spool.size().result(WAIT_S)  # The log is cut after the commit that tidying came with, before the next one.
+    assert not any(words[:20] in file.read_bytes() for file in spool.path.parent.iterdir())
+    spool.append(record("b")).result(WAIT_S)
+    assert [row.id for row in spool.oldest(9).result(WAIT_S)] == ["b"]
+
+
+def repeated(spool: Spool) -> list[tuple[str, str]]:
+    return spool.submit(lambda c: c.execute("SELECT owner, key FROM repeats ORDER BY key").fetchall()).result(WAIT_S)
+
+
+def remember(spool: Spool, key: str) -> None:
+    row = ("o", key, "sha", 201, 1.0, 2.0)
+    spool.submit(lambda c: c.execute("INSERT INTO repeats VALUES (?, ?, ?, ?, ?, ?)", row).rowcount).result(WAIT_S)
+
+
+def test_answers_to_repeated_calls_are_taken_over_too(tmp_path: Path) -> None:
+    left = Spool(tmp_path / "left.db")
+    remember(left, "k1")
+    left.close()
+    spool = Spool(tmp_path / "spool.db", orphans=[tmp_path / "left.db"])
+    remember(spool, "k2")
+    assert repeated(spool) == [("o", "k1"), ("o", "k2")]
+    spool.close()
+    left = Spool(tmp_path / "left.db")
+    assert repeated(left) == []
+    left.close()
+
+
+def test_the_file_of_an_earlier_version_is_used_and_taken_over(tmp_path: Path) -> None:
+    for name in ("own.db", "left.db"):
+        old = sqlite3.connect(tmp_path / name)
+        old.executescript(
+            "CREATE TABLE records (seq INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, id TEXT NOT NULL,"
+            " subject TEXT NOT NULL, at REAL NOT NULL, meta BLOB NOT NULL, request BLOB, response BLOB);"
+            "CREATE INDEX records_by_subject ON records (kind, subject);"
+            "CREATE TABLE answers (principal TEXT, key TEXT, body BLOB);"
+            f"INSERT INTO records (kind, id, subject, at, meta) VALUES ('feedback', '{name}', 's', 1.0, x'7b7d')"
+        )
+        old.close()
+    spool = Spool(tmp_path / "own.db", orphans=[tmp_path / "left.db"])
+    assert [row.id for row in spool.oldest(9).result(WAIT_S)] == ["own.db", "left.db"]
+    remember(spool, "k")
     spool.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -22,10 +22,8 @@ from feedback.store import (
     _stored_page,
     _to_row,
     event_row,
-    feedback_standing,
     get_interaction,
     interaction_row,
-    rows_to_mine,
     save_records,
 )
 from pawl.database import Database, open_database, require_current_schema, revisions, upgrade
@@ -33,6 +31,8 @@ from pawl.errors import ConfigurationError
 from pawl.schema import metadata
 from pawl.settings import DatabaseSettings
 from tests.feedback.test_recording import ANY_TEXT, exchange, request_of, whole
+from tests.feedback.whole_history import whole_history
+from tests.pawl.records import feedback, interaction_id
 
 
 def interaction(number: int = 0, question: str = "q", answer: str = "a", **changes: Any) -> Interaction:
@@ -42,23 +42,8 @@ def interaction(number: int = 0, question: str = "q", answer: str = "a", **chang
 
 
 def event(number: int, of: int, value: Any = "up", **changes: Any) -> FeedbackEvent:
-    name = f"{of:048x}"
-    made = FeedbackEvent(
-        id=f"{number:032x}",
-        feedback_id=f"fb_thumbs_{name}",
-        interaction_id=name,
-        completion_id=f"chatcmpl-{name}",
-        type="thumbs",
-        value=value,
-        is_retraction=False,
-        reason=None,
-        comment=None,
-        tags=None,
-        key_id="",
-        user_id=None,
-        created_at=float(number),
-    )
-    return replace(made, **changes)
+    facts: dict[str, Any] = {"id": f"{number:032x}", "user_id": None, "created_at": float(number)}
+    return feedback(interaction_id(of), value=value, **(facts | changes))
 
 
 def save(database: Database, *records: Interaction | FeedbackEvent) -> None:
@@ -67,7 +52,9 @@ def save(database: Database, *records: Interaction | FeedbackEvent) -> None:
     save_records(database, answers, events, [])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(asked=ANY_TEXT, answered=ANY_TEXT, number=st.integers(1, 2**160))
 def test_any_text_comes_back_as_it_was(database: Database, asked: str, answered: str, number: int) -> None:
     before = interaction(number, asked, answered)
@@ -83,7 +70,8 @@ def test_hard_texts(database: Database, text: str) -> None:
     said = event(1, 1, text, type="edit", reason=text[:9], comment=text, tags={"a": text[:9]})
     save(database, before, said)
     assert get_interaction(database, before.id) == before
-    assert feedback_standing(database, before.id, said.feedback_id).last_event == said
+    _, events = whole_history(database, "assistant")
+    assert said in events
 
 
 def test_a_row_holds_plain_values_and_shares_nothing_with_its_record() -> None:
@@ -103,7 +91,7 @@ def test_saving_again_changes_nothing(database: Database) -> None:
     save(database, interaction(1, answer="second"), interaction(2), event(1, 1, "down"), event(2, 1, "down"))
     assert get_interaction(database, first.id) == first
     assert get_interaction(database, f"{2:048x}") is not None
-    _, events = rows_to_mine(database, "assistant")
+    _, events = whole_history(database, "assistant")
     assert [row.value for row in events] == ["up", "down"]
 
 
@@ -136,35 +124,12 @@ def test_many_writers_of_the_same_rows(database: Database) -> None:
 
 def test_the_last_event_counts(database: Database) -> None:
     save(database, interaction(1), event(2, 1, "down"), event(1, 1), event(3, 1, None, is_retraction=True))
-    standing = feedback_standing(database, f"{1:048x}", f"fb_thumbs_{1:048x}")
-    assert (standing.alias, standing.variant) == ("assistant", "control")
-    assert standing.last_event is not None
-    assert standing.last_event.is_retraction
-    _, events = rows_to_mine(database, "assistant")
+    _, events = whole_history(database, "assistant")
     assert latest(events) == {}
 
 
 def test_nothing_is_known_of_what_is_not_there(database: Database) -> None:
     assert get_interaction(database, "0" * 48) is None
-    assert feedback_standing(database, "0" * 48, "fb_thumbs_x") == (None, None, None)
-
-
-def test_what_is_mined(database: Database) -> None:
-    """Rated answers, regenerations and what they replaced; other aliases and untouched answers stay out."""
-    save(
-        database,
-        interaction(1),
-        interaction(2, regenerate_of=f"{1:048x}"),
-        interaction(3),
-        event(1, 3),
-        interaction(4),
-        interaction(5, alias="other"),
-        event(2, 5),
-        event(3, 6),
-    )
-    answers, events = rows_to_mine(database, "assistant")
-    assert [int(answer.id, 16) for answer in answers] == [1, 2, 3]
-    assert [int(row.interaction_id, 16) for row in events] == [3]
 
 
 def test_listing_a_key_s_completions_walks_an_index(database: Database) -> None:

@@ -1,0 +1,250 @@
+"""TensorZero's and Langfuse's feedback routes, so that an application can move here with the front end it has."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
+
+from feedback.errors import InvalidFeedback
+from feedback.standing import completion_of_uuid
+from pawl.database import Database
+from serving.error_shapes import TENSORZERO_PATH
+from serving.errors import ApiError, BadRequest, NotFound
+from serving.feedback_api import NO_SUCH_COMPLETION, FeedbackDesk, parse_body
+from serving.feedback_repeats import KEY_HEADER, MAX_KEY_CHARS
+from serving.feedback_shapes import Meanings, from_langfuse, from_tensorzero
+from serving.routes import INGESTION, SCORE_ONE, SCORES, key_id_of
+from serving.stored_api import asking_database
+from serving.wire import headers_of
+
+JSON = "application/json"
+UUID = re.compile(r"(?i:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+JsonObject = dict[str, Any]
+SCORE_CREATE = "score-create"
+MOST_EVENTS = 500
+"""In one batch. Langfuse's SDKs send up to a hundred."""
+AT_ONCE = 50
+"""Events of a batch that are taken together: their records share a commit, and others get their turn between."""
+
+
+class Adapters:
+    """Feedback in foreign shapes, given to the desk in ours."""
+
+    def __init__(self, desk: FeedbackDesk, database: Database, meanings: Meanings) -> None:
+        """
+        Args:
+            meanings: What the installation's own metrics and scores stand for, by name.
+        """
+        self._desk = desk
+        self._database = database
+        self._meanings = meanings
+
+    async def tensorzero(self, headers: Mapping[str, str], raw: bytes, key_id: str) -> JsonObject:
+        """`POST /feedback`: what is answered to it. With `dryrun` nothing is kept.
+
+        Raises:
+            ApiError: see `FeedbackDesk.take`.
+        """
+        body = parse_body(raw)
+        try:
+            own = from_tensorzero(body, self._meanings)
+        except InvalidFeedback as exc:
+            raise BadRequest(str(exc), param=exc.param, code="invalid_feedback") from exc
+        own["completion_id"] = await self._completion_id(own["completion_id"])
+        is_kept = body.get("dryrun") is not True
+        answered = await self._desk.take_body(headers, own, raw, key_id, is_kept=is_kept)
+        feedback_id = str(json.loads(answered.body)["id"])
+        return {"feedback_id": as_uuid(feedback_id), "id": feedback_id}
+
+    async def _completion_id(self, given: Any) -> Any:
+        """TensorZero's own client sends UUIDs only: the first part of a completion's id is one."""
+        if not isinstance(given, str) or not UUID.fullmatch(given):
+            return given
+        found = await asking_database(completion_of_uuid, self._database, given.replace("-", "").lower())
+        if found is None:
+            raise NotFound(NO_SUCH_COMPLETION, param="inference_id", code="completion_not_found")
+        return found
+
+    async def score(self, headers: Mapping[str, str], raw: bytes, key_id: str) -> JsonObject:
+        """`POST /api/public/scores`.
+
+        Raises:
+            ApiError: see `FeedbackDesk.take`.
+        """
+        return {"id": await self._take_score(headers, parse_body(raw), raw, key_id)}
+
+    async def ingest(self, headers: Mapping[str, str], raw: bytes, key_id: str) -> JsonObject:
+        """`POST /api/public/ingestion`: what became of each event.
+
+        Raises:
+            BadRequest: it is no batch, or too long a one.
+        """
+        events = parse_body(raw).get("batch")
+        if not isinstance(events, list) or len(events) > MOST_EVENTS:
+            problem = f"batch must be a list of at most {MOST_EVENTS} events"
+            raise BadRequest(problem, param="batch", code="invalid_batch")
+        outcomes: list[JsonObject] = []
+        for start in range(0, len(events), AT_ONCE):
+            part = events[start : start + AT_ONCE]
+            outcomes += await asyncio.gather(*(self._ingest_one(headers, event, key_id) for event in part))
+        taken = [one for one in outcomes if "message" not in one]
+        return {"successes": taken, "errors": [one for one in outcomes if "message" in one]}
+
+    async def _ingest_one(self, headers: Mapping[str, str], event: Any, key_id: str) -> JsonObject:
+        event_id = str(event.get("id")) if isinstance(event, dict) else ""
+        try:
+            await self._take_event(headers, event, key_id)
+        except ApiError as error:
+            refused = {"status": error.status, "message": error.message, "error": error.code or error.type}
+            return {"id": event_id, **refused}
+        return {"id": event_id, "status": 201}
+
+    async def _take_event(self, headers: Mapping[str, str], event: Any, key_id: str) -> None:
+        """The event's id is what its repetition is known by."""
+        score = event.get("body") if isinstance(event, dict) else None
+        if not isinstance(score, dict) or event.get("type") != SCORE_CREATE:
+            raise BadRequest("only events of the type score-create are taken here", param="type", code="not_supported")
+        event_id = event.get("id")
+        is_key = isinstance(event_id, str) and event_id.isascii() and event_id.isprintable()
+        if is_key and 0 < len(event_id) <= MAX_KEY_CHARS:
+            headers = {**headers, KEY_HEADER: event_id}
+        await self._take_score(headers, score, json.dumps(score).encode(), key_id)
+
+    async def _take_score(self, headers: Mapping[str, str], score: Mapping[str, Any], raw: bytes, key_id: str) -> str:
+        try:
+            own = from_langfuse(score, self._meanings)
+        except InvalidFeedback as exc:
+            raise BadRequest(str(exc), param=exc.param, code="invalid_feedback") from exc
+        answered = await self._desk.take_body(headers, own, raw, key_id)
+        return str(json.loads(answered.body)["id"])
+
+
+def as_uuid(feedback_id: str) -> str:
+    """A name for feedback in the form that TensorZero's clients insist on; the same for the same feedback."""
+    return str(uuid.UUID(bytes=hashlib.blake2b(feedback_id.encode(), digest_size=16).digest(), version=5))
+
+
+class TensorZeroTaken(BaseModel):
+    """Feedback as it was kept; `id` is ours, for `DELETE /v1/feedback/{id}`."""
+
+    feedback_id: str
+    id: str
+
+
+class ScoreTaken(BaseModel):
+    """A score as it was kept."""
+
+    id: str
+
+
+class ScoreRemoved(BaseModel):
+    """A score that counts no more."""
+
+    message: str
+
+
+class EventTaken(BaseModel):
+    """An event of a batch that was kept."""
+
+    id: str
+    status: int
+
+
+class EventRefused(EventTaken):
+    """One that was not."""
+
+    message: str
+    error: str
+
+
+class BatchTaken(BaseModel):
+    """What became of a batch."""
+
+    successes: Sequence[EventTaken]
+    errors: Sequence[EventRefused]
+
+
+TEXT: JsonObject = {"type": "string"}
+ANY_TEXT: JsonObject = {"type": ["string", "null"]}
+ANY_OBJECT: JsonObject = {"type": ["object", "null"]}
+TENSORZERO_BODY: JsonObject = {
+    "type": "object",
+    "required": ["metric_name", "value"],
+    "properties": {
+        "metric_name": TEXT,
+        "value": {"description": "By the metric: a boolean, a number, a text, content blocks."},
+        "inference_id": {**ANY_TEXT, "description": "The completion: its id, or the UUID its id begins with."},
+        "episode_id": {**ANY_TEXT, "description": "The same; there are no episodes here."},
+        "tags": {"type": ["object", "null"], "additionalProperties": TEXT},
+        "dryrun": {"type": ["boolean", "null"]},
+    },
+}
+SCORE_BODY: JsonObject = {
+    "type": "object",
+    "required": ["name", "value"],
+    "properties": {
+        "id": ANY_TEXT,
+        "traceId": {**ANY_TEXT, "description": "The completion's id, here or as `observationId`."},
+        "observationId": ANY_TEXT,
+        "name": TEXT,
+        "value": {"type": ["number", "string", "boolean"]},
+        "dataType": {"enum": ["NUMERIC", "CATEGORICAL", "BOOLEAN", "TEXT", "CORRECTION", None]},
+        "comment": ANY_TEXT,
+        "metadata": ANY_OBJECT,
+    },
+}
+EVENT: JsonObject = {
+    "type": "object",
+    "required": ["id", "type", "body"],
+    "properties": {"id": TEXT, "type": {"const": SCORE_CREATE}, "timestamp": ANY_TEXT, "body": SCORE_BODY},
+}
+BATCH_BODY: JsonObject = {
+    "type": "object",
+    "required": ["batch"],
+    "properties": {"batch": {"type": "array", "items": EVENT, "maxItems": MOST_EVENTS}, "metadata": ANY_OBJECT},
+}
+
+
+def _body(schema: JsonObject) -> JsonObject:
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+
+
+def _answer(value: JsonObject, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, None, JSON)
+
+
+def add_adapters(app: FastAPI, adapters: Adapters, desk: FeedbackDesk) -> None:
+    """The routes."""
+
+    @app.post(TENSORZERO_PATH, tags=["feedback"], response_model=TensorZeroTaken, openapi_extra=_body(TENSORZERO_BODY))
+    async def tensorzero_feedback(request: Request) -> Response:
+        """Feedback in TensorZero's shape; `serving.feedback_names` says what its metrics mean."""
+        raw = await request.body()
+        return _answer(await adapters.tensorzero(headers_of(request.scope), raw, key_id_of(request.scope)))
+
+    @app.post(SCORES, tags=["feedback"], response_model=ScoreTaken, openapi_extra=_body(SCORE_BODY))
+    async def langfuse_score(request: Request) -> Response:
+        """Feedback in the shape of Langfuse's scores."""
+        raw = await request.body()
+        return _answer(await adapters.score(headers_of(request.scope), raw, key_id_of(request.scope)))
+
+    @app.delete(SCORE_ONE, tags=["feedback"], response_model=ScoreRemoved)
+    async def langfuse_score_removal(score_id: str, request: Request) -> Response:
+        """Take it back, by the id that was answered."""
+        await desk.retract(headers_of(request.scope), score_id, key_id_of(request.scope))
+        return _answer({"message": "the score was removed"})
+
+    @app.post(INGESTION, tags=["feedback"], status_code=207, response_model=BatchTaken, openapi_extra=_body(BATCH_BODY))
+    async def langfuse_ingestion(request: Request) -> Response:
+        """Scores in the batches that Langfuse's SDKs send; events of other types are refused, each by itself."""
+        raw = await request.body()
+        return _answer(await adapters.ingest(headers_of(request.scope), raw, key_id_of(request.scope)), 207)
