@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.metrics_core import Metric
 
 from monitoring.board import Board, Families, Page, Sample, combined, sample_key
@@ -42,6 +42,7 @@ GAUGES: Final = {
     "pawl_spool_rows": Joint.SUM,
     "pawl_spool_oldest_seconds": Joint.MAX,
     "pawl_engine_ejected": Joint.MAX,
+    "pawl_engine_views": Joint.SUM,
     "pawl_replica_requests_running": Joint.SUM,
     "pawl_queue_waiting": Joint.SUM,
     "pawl_keys_read_timestamp_seconds": Joint.OLDEST,
@@ -123,6 +124,15 @@ async def render() -> tuple[bytes, str]:
     if not _place:
         return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
     return generate_latest(_Collected(await _place[0].merged())), CONTENT_TYPE_LATEST
+
+
+async def samples_of(family: Gauge | Counter) -> list[Sample]:
+    """The samples of one family, of all processes together."""
+    (own,) = family.collect()
+    found = [own]
+    if _place:
+        found = [each for each in await _place[0].merged() if each.name == own.name]
+    return [(sample.name, sample.labels, sample.value) for each in found for sample in each.samples]
 
 
 class _Collected(CollectorRegistry):

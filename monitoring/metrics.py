@@ -102,6 +102,12 @@ ENGINE_EJECTED: Final = Gauge(
     ("model", "replica"),
     registry=REGISTRY,
 )
+ENGINE_VIEWS: Final = Gauge(
+    "pawl_engine_views",
+    "Gateway processes by what they think of the replica: state is in or out (of service); each judges for itself.",
+    ("model", "replica", "state"),
+    registry=REGISTRY,
+)
 REPLICA_RUNNING: Final = Gauge(
     "pawl_replica_requests_running",
     "Requests this gateway has open at the replica; one that several models share shows the same under each.",
@@ -110,6 +116,12 @@ REPLICA_RUNNING: Final = Gauge(
 )
 RETRIES: Final = Counter(
     "pawl_retries_total", "Second attempts made, on another replica or connection.", registry=REGISTRY
+)
+CLIENT_RETRIES: Final = Counter(
+    "pawl_client_retries_total",
+    "Requests that an official SDK says it sends again (`x-stainless-retry-count`), however they end.",
+    ("route",),
+    registry=REGISTRY,
 )
 QUEUE_WAITING: Final = Gauge(
     "pawl_queue_waiting", "Requests waiting for a free place at an engine now.", registry=REGISTRY

@@ -182,6 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", content_type)
         self.send_header("content-length", str(len(body)))
+        if self.close_connection:  # Else a client would send its next request into a closed connection.
+            self.send_header("connection", "close")
         self.end_headers()
         self.wfile.write(body)
 

@@ -52,6 +52,8 @@ class KeyLimits:
     tokens_per_day: int | None = None
     user_requests_per_minute: int | None = None
     user_tokens_per_minute: int | None = None
+    user_concurrency: int | None = None
+    user_tokens_per_day: int | None = None
 
 
 LIMIT_NAMES = tuple(each.name for each in fields(KeyLimits))
@@ -150,7 +152,7 @@ def effective_limits(own: KeyLimits, defaults: KeyLimits) -> KeyLimits | None:
 
     >>> effective_limits(KeyLimits(concurrency=0), KeyLimits(concurrency=4, tokens_per_day=9))
     KeyLimits(requests_per_minute=None, tokens_per_minute=None, concurrency=None, tokens_per_day=9, \
-user_requests_per_minute=None, user_tokens_per_minute=None)
+user_requests_per_minute=None, user_tokens_per_minute=None, user_concurrency=None, user_tokens_per_day=None)
     """
     chosen = {name: _first_set(getattr(own, name), getattr(defaults, name)) for name in LIMIT_NAMES}
     return KeyLimits(**chosen) if any(chosen.values()) else None

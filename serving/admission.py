@@ -1,7 +1,7 @@
 """Who may ask an engine now, who waits for a free place, and who is told to come back later.
 
-`Gate` decides and is told the time; `Admission` wakes those who wait; `InFlight` knows every request under way, bounds
-their number and ends them in order when the gateway stops.
+`Gate` decides and is told the time; `Admission` wakes those who wait; `InFlight` bounds the number of requests under
+way in the process, and shuts all entrances when the gateway stops.
 
 Overload is met at the entrance. The line is kept as short as its wait: by Little's law (1961) the time a newcomer
 would wait is the length of the line divided by the rate at which places become free. Half of `max_wait_s` of that is
@@ -186,27 +186,13 @@ class Gate(Generic[W]):
 
 
 class InFlight:
-    """Every request under way in this process, and the most there may be."""
+    """How many requests are under way in this process, and the most there may be."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.n_entered = 0
         self.is_draining = False
         self.admissions: list[Admission] = []
-        self._cut_offs: dict[str, Callable[[], None]] = {}
-        self._empty: asyncio.Event | None = None
-
-    def __contains__(self, interaction_id: str) -> bool:
-        return interaction_id in self._cut_offs
-
-    def add(self, interaction_id: str, cut_off: Callable[[], None]) -> None:
-        """Remember an interaction, and how to end it when the grace period is over."""
-        self._cut_offs[interaction_id] = cut_off
-
-    def remove(self, interaction_id: str) -> None:
-        """The interaction is over and its record safe."""
-        self._cut_offs.pop(interaction_id, None)
-        self._look_if_empty()
 
     def left(self) -> None:
         """One request has given its place back."""
@@ -214,8 +200,6 @@ class InFlight:
         self.n_entered -= 1
         if was_full:
             self._let_somebody_in()
-        if self._empty is not None:
-            self._look_if_empty()
 
     def _let_somebody_in(self) -> None:
         """Ask the entrances in turn, so that none has to wait for another's line to end."""
@@ -228,26 +212,6 @@ class InFlight:
         self.is_draining = True
         for admission in self.admissions:
             admission.refuse_all()
-
-    def cut_off(self) -> None:
-        """End what still runs: each gets an error event and keeps its record."""
-        for cut_off in list(self._cut_offs.values()):
-            cut_off()
-
-    async def wait_until_empty(self, timeout_s: float) -> bool:
-        """Whether everything had ended in time."""
-        self._empty = asyncio.Event()
-        self._look_if_empty()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
-        except TimeoutError:
-            return False
-        return True
-
-    def _look_if_empty(self) -> None:
-        if self._empty is not None and not self._cut_offs and not self.n_entered:
-            self._empty.set()
 
     def publish(self) -> None:
         """Set the gauge that is not worth setting at every request."""

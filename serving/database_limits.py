@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -29,7 +30,7 @@ from pawl.database import Database
 from serving.errors import Overloaded
 from serving.keys import ApiKey
 from serving.limit_answers import limit_headers, refusal
-from serving.limit_store import Ask, Grant, Report, Short, forget_ended, hold_slots, part_of, report, take
+from serving.limit_store import Ask, Grant, Lease, Report, Short, forget_ended, hold_slots, part_of, report, take
 from serving.limits import NO_LIMITS, Account, Allowance, Claims, Ledger, Reservation
 
 log = structlog.get_logger()
@@ -52,10 +53,12 @@ SLOT_TTL_S = 15.0
 PURGE_EVERY_S = 600.0
 STOP_S = 3.0
 """How long giving back everything may take in the end."""
-USERS_PER_REPORT = 250
-"""With two limits each; more at a time hold up the event loop and come near the drivers' limits on parameters."""
-REPORTS_PER_FLUSH = 8
+USERS_PER_REPORT = 160
+"""With three windows each; more at a time hold up the event loop and come near the drivers' limits on parameters."""
+REPORTS_PER_FLUSH = 12
 """So many parts of a key's users are looked at before it is the next key's turn."""
+USERS_PER_LOOK = 500
+"""So many are looked at on each flush, whether they can be forgotten."""
 
 
 class DatabaseLimiter:
@@ -85,7 +88,6 @@ class DatabaseLimiter:
         self._patience_s = patience_s
         self._ledger = Ledger(starts_full=False)
         self._locks: dict[str, asyncio.Lock] = {}
-        self._renewed_at: dict[str, float] = {}
         self._active: dict[str, Account] = {}
         self._purged_at = clock()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="limits")
@@ -191,7 +193,8 @@ class DatabaseLimiter:
             for allowance, grant in zip(short, outcome, strict=True):
                 note_grant(allowance, grant, now)
                 if allowance.is_slots:
-                    self._renewed_at[allowance.subject] = asked_at
+                    allowance.renewed_at = asked_at
+                    claims.account.leased.add(allowance)
 
     async def _call(self, query: Callable[[], T], note: Callable[[T | None], None] = lambda _: None) -> T | None:
         """Run a query on a thread; None if it failed or took too long, which counts as the database being away.
@@ -266,11 +269,11 @@ class DatabaseLimiter:
         self.is_database_up = True
         log.info("limits_shared_again")
         for account in self._active.values():
-            for each in account.own:
+            # All that something was lent to are among the touched ones.
+            for each in chain(account.own, *(claims.of_user for claims in account.touched)):
                 call_in_loan(each, now)
-            for claims in account.touched:  # All that something was lent to are among them.
-                for each in claims.of_user:
-                    call_in_loan(each, now)
+                if each.granted:
+                    account.leased.add(each)
         return True
 
     async def _flush(self, account: Account, *, is_last: bool = False) -> None:
@@ -278,11 +281,9 @@ class DatabaseLimiter:
             now = self._clock()
             is_idle = is_last or now >= account.touched_at + IDLE_S
             await self._report(account.own, is_idle, now)
-            for each in account.own:
-                if each.is_slots and self.is_database_up:
-                    await self._renew_slots(each, is_idle, now)
+        await self._renew_slots(account, is_idle)
         await self._flush_users(account, is_idle, is_last)
-        self._ledger.forget_some_idle_users(account, now, 2 * USERS_PER_REPORT)
+        self._ledger.forget_some_idle_users(account, now, USERS_PER_LOOK)
         if is_idle and account.is_empty():
             self._active.pop(account.key_id, None)
 
@@ -328,28 +329,40 @@ class DatabaseLimiter:
 
         await self._call(lambda: report(self._database, reports, now=now), note)
 
-    async def _renew_slots(self, slots: Allowance, is_idle: bool, now: float) -> None:
-        """Give back free slots, and keep the lease on the others."""
-        spare = max(0, slots.left if is_idle else slots.left - part_of(slots.limit))
-        is_due = slots.granted and now >= self._renewed_at.get(slots.subject, -math.inf) + SLOT_TTL_S / 3
-        if not spare and not is_due:
+    async def _renew_slots(self, account: Account, is_idle: bool) -> None:
+        """Give back the free slots of a key and its users, and keep the leases on the others."""
+        leased = list(account.leased)
+        for start in range(0, len(leased), USERS_PER_REPORT):
+            if not self.is_database_up:
+                return
+            async with self._lock(account.key_id):
+                now = self._clock()
+                spare = [
+                    (each, spare_slots(each, is_idle or each not in account.own))
+                    for each in leased[start : start + USERS_PER_REPORT]
+                ]
+                await self._renew(account, [each for each in spare if each[1] or is_renewal_due(each[0], now)], now)
+
+    async def _renew(self, account: Account, spare: Sequence[tuple[Allowance, int]], now: float) -> None:
+        """Tell the database of these slots, without those to give back."""
+        if not spare:
             return
-        slots.left -= spare
-        n_slots = slots.granted - spare
+        for slots, n_free in spare:
+            slots.left -= n_free
+        leases = [Lease(slots.subject, slots.granted - n_free) for slots, n_free in spare]
 
         def note(is_held: bool | None) -> None:
-            if is_held:
-                slots.granted -= spare
-                self._renewed_at[slots.subject] = now
-            else:
-                slots.left += spare
+            for slots, n_free in spare:
+                if not is_held:
+                    slots.left += n_free
+                    continue
+                slots.granted -= n_free
+                slots.renewed_at = now
+                if not slots.granted:
+                    account.leased.discard(slots)
 
-        await self._call(
-            lambda: hold_slots(
-                self._database, slots.subject, holder=self._holder, n_slots=n_slots, expires_at=now + SLOT_TTL_S
-            ),
-            note,
-        )
+        expires_at = now + SLOT_TTL_S
+        await self._call(lambda: hold_slots(self._database, leases, holder=self._holder, expires_at=expires_at), note)
 
 
 def uncounted() -> Overloaded:
@@ -421,6 +434,15 @@ def spare_units(allowance: Allowance, is_idle: bool, now: float) -> int:
         return allowance.left
     kept = 0 if is_idle or now >= allowance.ends_at else part_of(allowance.limit)
     return allowance.left - kept if allowance.left > 2 * kept else 0
+
+
+def spare_slots(slots: Allowance, is_all: bool) -> int:
+    """How many slots to give back: all that are free, or those beyond a part to keep in hand."""
+    return max(0, slots.left if is_all else slots.left - part_of(slots.limit))
+
+
+def is_renewal_due(slots: Allowance, now: float) -> bool:
+    return slots.granted > 0 and now >= slots.renewed_at + SLOT_TTL_S / 3
 
 
 def _answers(database: Database) -> bool:

@@ -56,6 +56,11 @@ class NoEvent:
         """Do nothing."""
 
 
+READ_AT_ONCE_BYTES = 64 * 1024
+MOST_PARTS = 4096
+"""Of a body, until they are joined: joining takes 80 bytes for each."""
+
+
 class FastLane(PatientHttpProtocol):
     """One client connection."""
 
@@ -78,6 +83,8 @@ class FastLane(PatientHttpProtocol):
         """Of the completion request whose body is being collected."""
         self._headers: dict[bytes, bytes] = {}
         self._parts: list[bytes] = []
+        self._joined = bytearray()
+        """What came before them, of a body in a great many parts."""
         self._size = 0
         self._began = 0.0
         self._date: tuple[object, bytes] = (None, b"")
@@ -104,6 +111,17 @@ class FastLane(PatientHttpProtocol):
         else:
             if self.phase == HEAD and self.n_head > self.patience.max_head_bytes:
                 self._refuse_head()
+            elif len(data) > READ_AT_ONCE_BYTES and self.phase == BODY:
+                self._let_others_be_read()
+
+    def _let_others_be_read(self) -> None:
+        """Read on at the loop's next turn: libuv hands over up to 8 MB in one, which are millions of tiny chunks."""
+        self.transport.pause_reading()
+        self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing() and not self.flow.read_paused:
+            self.transport.resume_reading()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; of a trailer nothing is kept."""
@@ -153,7 +171,7 @@ class FastLane(PatientHttpProtocol):
 
     def _take(self, route: str, *, keep_alive: bool) -> None:
         self._route = route
-        self._parts, self._size = [], 0
+        self._parts, self._joined, self._size = [], bytearray(), 0
         self._began = time.perf_counter()
         taken = self._taken
         taken.response_complete = False
@@ -174,6 +192,9 @@ class FastLane(PatientHttpProtocol):
             self._size += len(body)
             if self._size > self.relay.max_body_bytes:
                 self._refuse(body_too_large(self.relay.max_body_bytes))
+            elif len(self._parts) == MOST_PARTS:
+                self._joined += b"".join(self._parts)
+                self._parts = []
 
     def on_message_complete(self) -> None:
         """A request is complete."""
@@ -185,6 +206,9 @@ class FastLane(PatientHttpProtocol):
             self.phase = BUSY
             parts = self._parts
             raw = parts[0] if len(parts) == 1 else b"".join(parts)
+            if self._joined:
+                raw = bytes(self._joined) + raw
+                self._joined = bytearray()
             self._parts = []
             call = self.relay.begin(route, self._headers, raw, self, self._began)
             if not self._taken.response_complete:
@@ -195,7 +219,7 @@ class FastLane(PatientHttpProtocol):
     def _refuse(self, error: ApiError) -> None:
         """Answer before the body is complete, and close: what is left of it is not read."""
         route, self._route = self._route, None
-        self._parts = []
+        self._parts, self._joined = [], bytearray()
         self._taken.keep_alive = False
         error.headers.pop("connection", None)  # `send_whole` says it.
         if route is not None:

@@ -38,7 +38,7 @@ from pawl.api_keys import (
 from pawl.clock import Clock
 from pawl.database import Database
 from pawl.key_store import changes_since, note_use, record_from_json, record_to_json
-from serving.errors import Forbidden, Overloaded, Unauthorized
+from serving.errors import Overloaded, Unauthorized
 
 log = structlog.get_logger()
 
@@ -327,16 +327,6 @@ def unpack(kept: bytes) -> tuple[float, dict[str, KeyRecord]]:
     """What `pack` wrote."""
     data = orjson.loads(kept)
     return float(data["read_at"]), {each["id"]: record_from_json(each) for each in data["keys"]}
-
-
-def require_scope(key: ApiKey, scope: str) -> None:
-    """Let a key do only what it was made for.
-
-    Raises:
-        Forbidden: it lacks the scope.
-    """
-    if scope not in key.scopes:
-        raise Forbidden(f"this API key lacks the scope {scope!r}", code="insufficient_scope")
 
 
 def refused() -> Unauthorized:

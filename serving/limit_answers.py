@@ -51,7 +51,7 @@ def refusal(against: Sequence[Allowance], claims: Claims, tokens: int, now: floa
     """The 429 for what stands against a request longest, with when to come back, and whether to; counts it."""
     short = max(against, key=lambda each: (each.cost(tokens) > each.limit, not each.is_slots, each.ends_at))
     RATE_LIMITED.labels(reason=short.rule.name).inc()
-    is_budget = short.rule.name == "budget"
+    is_budget = short.rule.name in ("budget", "user_budget")
     wait_s = math.ceil(short.ends_at - now) if not short.is_slots else SLOT_RETRY_AFTER_S
     headers = dict(line.split(": ", 1) for line in limit_headers(claims, now).decode().splitlines())
     headers["retry-after"] = str(min(max(wait_s, 1), LONGEST_RETRY_AFTER_S))

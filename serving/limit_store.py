@@ -75,6 +75,13 @@ class Window(NamedTuple):
     ends_at: float
 
 
+class Lease(NamedTuple):
+    """How many slots of one limit a process holds, in use or not."""
+
+    subject: str
+    n_slots: int
+
+
 class _Refused(Exception):
     """Ends the transaction, so that nothing is charged."""
 
@@ -174,11 +181,21 @@ def report(database: Database, reports: Sequence[Report], *, now: float) -> bool
     return True
 
 
-def hold_slots(database: Database, subject: str, *, holder: str, n_slots: int, expires_at: float) -> bool:
-    """Say how many slots a process holds, and until when that is to be believed."""
+def hold_slots(database: Database, leases: Sequence[Lease], *, holder: str, expires_at: float) -> bool:
+    """Say how many slots a process holds of each limit, and until when that is to be believed."""
     with database.write() as connection:
         _commit_lazily(database, connection)
-        _save_slots(database, connection, subject, holder, n_slots, expires_at)
+        known = _lock_slots(connection, [lease.subject for lease in leases], holder)
+        mine = limit_slots.c.holder == holder
+        if gone := [lease.subject for lease in leases if not lease.n_slots]:
+            connection.execute(limit_slots.delete().where(mine, limit_slots.c.subject.in_(gone)))
+        kept = [lease for lease in leases if lease.n_slots]
+        if renewed := [{"of": lease.subject, "n": lease.n_slots} for lease in kept if lease.subject in known]:
+            row = limit_slots.update().where(mine, limit_slots.c.subject == sa.bindparam("of"))
+            connection.execute(row.values(n_slots=sa.bindparam("n"), expires_at=expires_at), renewed)
+        for lease in kept:
+            if lease.subject not in known:  # It lapsed, or was lent while the database was away.
+                _save_slots(database, connection, lease.subject, holder, lease.n_slots, expires_at)
     return True
 
 
@@ -205,6 +222,13 @@ def _lock_windows(
             return found
         fresh = [{"subject": subject, "name": name, "used": 0, "ends_at": NEVER_USED} for subject, name in missing]
         database.insert_new(connection, limit_windows, fresh)
+
+
+def _lock_slots(connection: sa.Connection, subjects: Sequence[str], holder: str) -> set[str]:
+    """The subjects of which the process has rows, locked in the order in which `take` comes by them."""
+    mine = sa.and_(limit_slots.c.holder == holder, limit_slots.c.subject.in_(sorted(subjects)))
+    query = sa.select(limit_slots.c.subject).where(mine).order_by(limit_slots.c.subject).with_for_update()
+    return set(connection.execute(query).scalars())
 
 
 def _save_window(connection: sa.Connection, subject: str, name: str, window: Window) -> None:

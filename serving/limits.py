@@ -24,8 +24,13 @@ from serving.keys import ApiKey
 MINUTE_S = 60.0
 DAY_S = 86_400.0
 MAX_USERS = 100_000
-"""Users with allowances of their own; more share those of the requests that name nobody."""
-SWEEP_GAP_S = 1.0
+"""Users with allowances of their own, of all keys together; more share those of the requests that name nobody."""
+ROOM_FOR_OTHERS = 4
+"""No key has more than this multiple of the users there still is room for, so that none takes all the room (dynamic
+thresholds, Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998)."""
+SWEEP_GAP_S = 0.05
+USERS_PER_SWEEP = 1000
+"""So many are looked at within a millisecond or two."""
 
 
 class Unit(IntEnum):
@@ -56,6 +61,8 @@ KEY_RULES = (
 USER_RULES = (
     Rule("user_requests", "user_requests_per_minute", Unit.REQUESTS, MINUTE_S),
     Rule("user_tokens", "user_tokens_per_minute", Unit.TOKENS, MINUTE_S),
+    Rule("user_budget", "user_tokens_per_day", Unit.TOKENS, DAY_S),
+    Rule("user_concurrency", "user_concurrency", Unit.SLOTS, math.inf),
 )
 
 
@@ -64,7 +71,7 @@ class Allowance:
 
     __slots__ = (
         "elsewhere", "ends_at", "granted", "is_slots", "is_tokens", "left", "lent", "limit", "refused_cost",
-        "refused_until", "rule", "subject",
+        "refused_until", "renewed_at", "rule", "subject",
     )  # fmt: skip
 
     def __init__(self, rule: Rule, subject: str, limit: int, left: int) -> None:
@@ -80,6 +87,8 @@ class Allowance:
         """What the shared store had left for everybody when it was asked last."""
         self.granted = 0
         """Of slots: how many the shared store counts for this process, in use or not."""
+        self.renewed_at = -math.inf
+        """Of slots: when the shared store was told of them last."""
         self.lent = 0
         """How much of `left` this process gave itself while the shared store was away."""
         self.refused_until = 0.0
@@ -117,12 +126,17 @@ def end_of_window(length_s: float, now: float) -> float:
 class Claims:
     """The allowances that a request of one key and user draws on."""
 
-    __slots__ = ("account", "allowances", "of_user", "requests", "tokens")
+    __slots__ = ("account", "allowances", "of_user", "requests", "tokens", "version")
 
     def __init__(self, account: Account, allowances: tuple[Allowance, ...]) -> None:
         self.account = account
+        self.draw_on(allowances)
+
+    def draw_on(self, allowances: tuple[Allowance, ...]) -> None:
+        """Set what these are, under the limits that the account has now."""
+        self.version = self.account.version
         self.allowances = allowances
-        self.of_user = allowances[len(account.own) :]
+        self.of_user = allowances[len(self.account.own) :]
         self.requests = tuple(each for each in allowances if each.rule.unit == Unit.REQUESTS)
         minutes = tuple(each for each in allowances if each.is_tokens and each.rule.length_s == MINUTE_S)
         self.tokens = minutes or tuple(each for each in allowances if each.is_tokens)
@@ -142,21 +156,31 @@ class Account:
     """The allowances of one key, and of its users."""
 
     __slots__ = (
-        "everybody", "has_user_limits", "key_id", "limits", "own", "resting", "touched", "touched_at", "users",
+        "everybody", "has_user_limits", "key_id", "leased", "limits", "own", "resting", "touched", "touched_at",
+        "users", "version",
     )  # fmt: skip
 
     def __init__(self, key_id: str, limits: KeyLimits, own: tuple[Allowance, ...]) -> None:
         self.key_id = key_id
-        self.limits = limits
-        self.own = own
-        self.has_user_limits = any(getattr(limits, rule.field) for rule in USER_RULES)
-        self.everybody = Claims(self, own)
+        self.version = 0
+        """Counts changes of the limits."""
+        self.change(limits, own)
         self.users: dict[str, Claims] = {}
         self.touched_at = 0.0
         self.touched: set[Claims] = set()
         """Of users: where something may have to be told to the shared store."""
         self.resting: set[Claims] = set()
         """Of users: where a part is kept in hand for as long as the key is in use."""
+        self.leased: set[Allowance] = set()
+        """Slots, of the key or of users, that the shared store counts for this process."""
+
+    def change(self, limits: KeyLimits, own: tuple[Allowance, ...]) -> None:
+        """Set other limits; what users have is taken over when they come next."""
+        self.version += 1
+        self.limits = limits
+        self.own = own
+        self.has_user_limits = any(getattr(limits, rule.field) for rule in USER_RULES)
+        self.everybody = Claims(self, own)
 
     def next_touched(self, n: int) -> list[Claims]:
         """Take so many out of `touched`; they rest until `forget_empty`."""
@@ -165,7 +189,10 @@ class Account:
         return batch
 
     def forget_empty(self, batch: list[Claims]) -> None:
-        self.resting.difference_update(each for each in batch if not any(mine.left for mine in each.of_user))
+        """But for those with units in hand; slots have their own place, `leased`."""
+        self.resting.difference_update(
+            each for each in batch if not any(mine.left and not mine.is_slots for mine in each.of_user)
+        )
 
     def wake(self) -> None:
         """Have what is kept in hand looked at again."""
@@ -174,7 +201,7 @@ class Account:
 
     def is_empty(self) -> bool:
         """Whether there is nothing to tell to the shared store."""
-        return not (self.touched or self.resting or any(each.left or each.granted for each in self.own))
+        return not (self.touched or self.resting or self.leased or any(each.left for each in self.own))
 
 
 class Ledger:
@@ -195,30 +222,42 @@ class Ledger:
             account = self._open(key_id, limits, account)
         if not account.has_user_limits:
             return account.everybody
-        return account.users.get(user) or self._open_user(account, user, now)
+        found = account.users.get(user)
+        return found if found and found.version == account.version else self._open_user(account, user, now)
 
     def _open(self, key_id: str, limits: KeyLimits, before: Account | None) -> Account:
         """A new account, or the old one under changed limits with what has been used of them."""
         if before is not None and before.limits == limits:
             before.limits = limits
             return before
-        known = {each.rule: each for each in before.own} if before else {}
-        own = tuple(self._allowance(rule, key_id, limit, known.get(rule)) for rule, limit in _set(KEY_RULES, limits))
-        account = self.accounts[key_id] = Account(key_id, limits, own)
-        if before is not None:
-            self._n_users -= len(before.users)
-        return account
+        own = self._allowances(KEY_RULES, key_id, limits, before.own if before else ())
+        if before is None:
+            return self.accounts.setdefault(key_id, Account(key_id, limits, own))
+        before.change(limits, own)
+        return before
 
     def _open_user(self, account: Account, user: str, now: float) -> Claims:
         """Allowances for a user; when there are too many users, those of nobody in particular."""
-        if self._n_users >= self._max_users and not self._sweep(now):
+        if user not in account.users and not self._has_room(account) and not self._sweep(account, now):
             user = ""
-        subject = (
-            f"{account.key_id}/{hashlib.blake2b(user.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
-        )
-        own = tuple(self._allowance(rule, subject, limit, None) for rule, limit in _set(USER_RULES, account.limits))
-        self._n_users += user not in account.users
+        claims = account.users.get(user)
+        before = claims.of_user if claims else ()
+        own = self._allowances(USER_RULES, subject_of(account.key_id, user), account.limits, before)
+        if claims is not None:
+            claims.draw_on(account.own + own)
+            return claims
+        self._n_users += 1
         return account.users.setdefault(user, Claims(account, account.own + own))
+
+    def _has_room(self, account: Account) -> bool:
+        """Whether there may be one more user of this key."""
+        return len(account.users) < ROOM_FOR_OTHERS * (self._max_users - self._n_users)
+
+    def _allowances(
+        self, rules: tuple[Rule, ...], subject: str, limits: KeyLimits, before: tuple[Allowance, ...]
+    ) -> tuple[Allowance, ...]:
+        known = {each.rule: each for each in before}
+        return tuple(self._allowance(rule, subject, limit, known.get(rule)) for rule, limit in _set(rules, limits))
 
     def _allowance(self, rule: Rule, subject: str, limit: int, before: Allowance | None) -> Allowance:
         if before is None:
@@ -228,32 +267,54 @@ class Ledger:
         before.limit = limit
         return before
 
-    def _sweep(self, now: float) -> bool:
-        """Forget the users whose windows are over; True if that made room."""
+    def _sweep(self, account: Account, now: float) -> bool:
+        """Look for users to forget, of this key and of the one that has most; True if that made room."""
         if now >= self._swept_at + SWEEP_GAP_S:
             self._swept_at = now
-            for account in self.accounts.values():
-                self.forget_idle_users(account, now)
-        return self._n_users < self._max_users
+            for each in {account, max(self.accounts.values(), key=lambda other: len(other.users))}:
+                self.forget_some_idle_users(each, now, USERS_PER_SWEEP, is_urgent=True)
+        return self._has_room(account)
 
-    def forget_idle_users(self, account: Account, now: float) -> None:
-        """Drop the users whose windows are over: they would start full again anyway."""
-        for user, claims in list(account.users.items()):
-            if all(now >= each.ends_at for each in claims.of_user):
-                account.touched.discard(claims)
-                self._forget(account, user)
+    def forget_some_idle_users(self, account: Account, now: float, n: int, *, is_urgent: bool = False) -> None:
+        """Of the next so many users drop those who would start full again anyway.
 
-    def forget_some_idle_users(self, account: Account, now: float, n: int) -> None:
-        """The same for the next so many users, but for those with something to tell to the shared store."""
+        Args:
+            is_urgent: also those who may owe something for a window that is over, and those of whom the shared store
+                knows everything, so that they would be asked for anew.
+        """
         for user, claims in list(islice(account.users.items(), n)):
-            if claims not in account.touched and all(now >= each.ends_at for each in claims.of_user):
+            is_over = all(self._is_over(each, now) for each in claims.of_user)
+            if is_urgent and is_over:
+                account.touched.discard(claims)
+            if claims not in account.touched and (is_over or (is_urgent and self._is_elsewhere(claims))):
                 self._forget(account, user)
             else:
                 account.users[user] = account.users.pop(user)  # To the end, so that others come next.
 
+    def _is_over(self, allowance: Allowance, now: float) -> bool:
+        """Whether a new one would be the same."""
+        if not allowance.is_slots:
+            return now >= allowance.ends_at
+        if self._starts_full:
+            return allowance.left == allowance.limit
+        return not allowance.granted and allowance.left == allowance.lent
+
+    def _is_elsewhere(self, claims: Claims) -> bool:
+        """Whether this process has nothing of these in hand or in use that the shared store would not know of."""
+        return not self._starts_full and not any(each.left or each.lent or each.granted for each in claims.of_user)
+
     def _forget(self, account: Account, user: str) -> None:
         account.resting.discard(account.users.pop(user))
         self._n_users -= 1
+
+
+def subject_of(key_id: str, user: str) -> str:
+    """What a user of a key is called in the shared store, however long the name is.
+
+    >>> subject_of("k1", "ann")
+    'k1/d8963d899008cf8c05369be7b9042715'
+    """
+    return f"{key_id}/{hashlib.blake2b(user.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
 
 
 def _set(rules: tuple[Rule, ...], limits: KeyLimits) -> list[tuple[Rule, int]]:

@@ -20,7 +20,7 @@ import structlog
 from ab_testing.assignment import assign
 from ab_testing.experiment import CONTROL, Route
 from feedback.interactions import Status
-from monitoring.metrics import RECORDS_DROPPED, UNKNOWN_MODEL, UPSTREAM_ERRORS, Outcome
+from monitoring.metrics import CLIENT_RETRIES, RECORDS_DROPPED, UNKNOWN_MODEL, UPSTREAM_ERRORS, Outcome
 from monitoring.tally import Tally
 from pawl import ids
 from pawl.clock import Clock
@@ -59,6 +59,8 @@ log = structlog.get_logger()
 
 ENGINE_PATHS = {route: path.encode() for route, path in HOT_PATHS.items()}
 INFER = "infer"
+SDK_RETRIES = b"x-stainless-retry-count"
+"""What OpenAI's and Anthropic's clients say of a request that they send again."""
 MAX_FAILED = 2
 """Replicas that may fail one request: a failed one is replaced once."""
 MAX_ASKED = 6
@@ -246,6 +248,8 @@ class Relay:
         unique = ids.uuid7(self._clock(), self._randomness.take())
         inbound = headers.get(b"x-request-id")
         request_id = inbound if inbound and is_sane(inbound) else unique.encode()
+        if headers.get(SDK_RETRIES, b"0") != b"0":
+            CLIENT_RETRIES.labels(route=route).inc()
         call = Call(self, client, route, headers, raw, unique, request_id, started)
         self.calls[unique] = call
         try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import orjson
 
-from monitoring.metrics import ENGINE_EJECTED, REPLICA_RUNNING, RETRIES
+from monitoring.metrics import ENGINE_EJECTED, ENGINE_VIEWS, REPLICA_RUNNING, RETRIES
 from pawl.settings import ReplicaSettings
 from serving.health import Health, RecentCount
 
@@ -215,6 +215,8 @@ class ReplicaSet:
         self._refresh_at = now_s + REFRESH_S
         for replica, share in zip(self.replicas, shares, strict=True):
             ENGINE_EJECTED.labels(model=self.alias, replica=replica.url).set(not share)
+            ENGINE_VIEWS.labels(model=self.alias, replica=replica.url, state="in").set(bool(share))
+            ENGINE_VIEWS.labels(model=self.alias, replica=replica.url, state="out").set(not share)
         self._tell_capacity(int(self._rules.max_concurrency * sum(in_use, 0.0)))
 
     def _tell_capacity(self, capacity: int) -> None:

@@ -27,7 +27,6 @@ __all__ = [
     "UNPRINTABLE",
     "CompletionRequest",
     "FieldLimits",
-    "parse_completion_request",
     "parse_request",
     "upstream_body",
 ]
@@ -170,18 +169,3 @@ def upstream_body(
     elif request.is_stream and request.route in ASKS_FOR_USAGE:
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
     return orjson.dumps(body)
-
-
-def parse_completion_request(raw: bytes, route: str, *, max_depth: int, max_choices: int) -> CompletionRequest:
-    """`parse_request` with nothing but bounds."""
-    return parse_request(raw, route, _bounds_only(max_depth, max_choices))
-
-
-_KNOWN_BOUNDS: dict[tuple[int, int], FieldLimits] = {}
-
-
-def _bounds_only(max_depth: int, max_choices: int) -> FieldLimits:
-    key = (max_depth, max_choices)
-    if key not in _KNOWN_BOUNDS:
-        _KNOWN_BOUNDS[key] = FieldLimits(max_json_depth=max_depth, max_choices=max_choices)
-    return _KNOWN_BOUNDS[key]

@@ -77,8 +77,9 @@ async def _read_parts(receive: Receive, limit: int) -> bytes:
 
 
 def body_too_large(limit: int) -> TooLarge:
-    """More came, or was announced, than the settings allow."""
-    return TooLarge(f"the body is larger than {limit} bytes (serving.max_body_bytes)", code="request_too_large")
+    """More came, or was announced, than the settings or the route allow."""
+    message = f"the body is larger than the {limit} bytes that this route takes (serving.max_body_bytes at most)"
+    return TooLarge(message, code="request_too_large")
 
 
 def raw_headers(headers: Iterable[tuple[str, str]]) -> RawHeaders:

@@ -44,6 +44,8 @@ class LimitsBody(Closed):
     tokens_per_day: Limit | None = None
     user_requests_per_minute: Limit | None = None
     user_tokens_per_minute: Limit | None = None
+    user_concurrency: Limit | None = None
+    user_tokens_per_day: Limit | None = None
 
 
 class NewKey(Closed):

@@ -1,9 +1,10 @@
-"""Engines, waiting records and the audit trail, as one gateway process sees them."""
+"""Engines, waiting records and the audit trail, as one gateway process sees them, and what others think of engines."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ from fastapi import FastAPI, Query, Response
 from pydantic import BaseModel
 
 from feedback.errors import SpoolUnavailable
+from monitoring.exposition import samples_of
+from monitoring.metrics import ENGINE_VIEWS
 from pawl.audit import latest_events
 from pawl.engines import Engine
 from pawl.errors import PawlError
@@ -32,6 +35,9 @@ class EngineView(BaseModel):
     url: str
     share: float
     """What it may be given, from 0 (taken out of service) to 1."""
+    n_processes_in: int
+    n_processes_out: int
+    """Gateway processes on this machine that have it in service, and out: each judges for itself."""
     n_running: int
     """Requests that it is answering for this process."""
     n_connections: int
@@ -85,7 +91,11 @@ def add_status(app: FastAPI, gateway: Gateway) -> None:
     async def engines() -> Response:
         """Every engine and the models it answers to, asked now."""
         asked = [(alias, one) for alias, found in gateway.replicas.items() for one in found.replicas]
-        return as_json({"data": await asyncio.gather(*(asyncio.to_thread(look_at, *one) for one in asked))})
+        views = {
+            (labels["model"], labels["replica"], labels["state"]): int(n)
+            for _, labels, n in await samples_of(ENGINE_VIEWS)
+        }
+        return as_json({"data": await asyncio.gather(*(asyncio.to_thread(look_at, *one, views) for one in asked))})
 
     @app.get(f"{ADMIN}/spool", tags=[TAG], response_model=SpoolView)
     async def spool() -> Response:
@@ -108,12 +118,18 @@ def add_status(app: FastAPI, gateway: Gateway) -> None:
         return as_json({"data": [event._asdict() for event in found]})
 
 
-def look_at(alias: str, replica: Replica) -> dict[str, Any]:
-    """What is known of an engine here, and what it says that it serves."""
+def look_at(alias: str, replica: Replica, views: Mapping[tuple[str, str, str], int]) -> dict[str, Any]:
+    """What is known of an engine here, and what it says that it serves.
+
+    Args:
+        views: how many processes have it `in` or `out` of service, by alias, replica and that word.
+    """
     known = {
         "alias": alias,
         "url": replica.url,
         "share": replica.health.share(time.monotonic()),
+        "n_processes_in": views.get((alias, replica.url, "in"), 0),
+        "n_processes_out": views.get((alias, replica.url, "out"), 0),
         "n_running": replica.n_running,
         "n_connections": replica.pool.n_open,
     }

@@ -31,7 +31,7 @@ from serving.database_limits import IDLE_S, SLOT_TTL_S, DatabaseLimiter
 from serving.errors import Overloaded, RateLimited
 from serving.keys import ANONYMOUS, ApiKey
 from serving.limit_answers import duration
-from serving.limit_store import Ask, Grant, Report, Short, report, take
+from serving.limit_store import Ask, Grant, Lease, Report, Short, hold_slots, report, take
 from serving.limiter import default_limits, open_limiter
 from serving.limits import DAY_S, MAX_USERS, MINUTE_S, NO_LIMITS, Ledger, Limiter, Reservation, end_of_window
 from serving.memory_limits import MemoryLimiter
@@ -126,6 +126,9 @@ def test_the_budget_is_shown_where_no_other_limit_on_tokens_is(memory: MemoryLim
         (KeyLimits(tokens_per_day=15), "budget", "insufficient_quota", "60", False),
         (KeyLimits(user_requests_per_minute=1), "user_requests", "rate_limit_exceeded", "60", True),
         (KeyLimits(user_tokens_per_minute=15), "user_tokens", "rate_limit_exceeded", "60", True),
+        (KeyLimits(user_concurrency=1), "user_concurrency", "rate_limit_exceeded", "1", True),
+        (KeyLimits(user_tokens_per_day=15), "user_budget", "insufficient_quota", "60", False),
+        (KeyLimits(tokens_per_day=25, user_tokens_per_day=15), "user_budget", "insufficient_quota", "60", False),
         (KeyLimits(concurrency=1, requests_per_minute=1), "requests", "rate_limit_exceeded", "60", True),
         (KeyLimits(requests_per_minute=1, tokens_per_day=15), "budget", "insufficient_quota", "60", False),
     ],
@@ -142,7 +145,8 @@ def test_each_limit_refuses_in_its_own_words(
     assert answer.headers["retry-after"] == retry_after
     assert (answer.headers.get("x-should-retry") != "false") is may_retry
     assert counter._value.get() == before + 1
-    if reason != "concurrency":
+    assert ("each user" in answer.message) is reason.startswith("user_")
+    if "concurrency" not in reason:
         unit = "requests" if "requests" in reason else "tokens"
         assert int(answer.headers[f"x-ratelimit-remaining-{unit}"]) < 10
 
@@ -202,16 +206,50 @@ def test_made_up_users_do_not_fill_the_memory() -> None:
     for number in range(50):
         claims.append(ledger.claims("k1", limits, str(number), 0.0))
         claims[-1].allowances[0].start_window(1, 0.0)
-    assert len(ledger.accounts["k1"].users) == 11
-    assert len({id(each) for each in claims}) == 11
+    assert len(ledger.accounts["k1"].users) == 9
+    assert len({id(each) for each in claims}) == 9
+    assert ledger.claims("k2", limits, "ann", 0.0) is not ledger.claims("k2", limits, "bob", 0.0)
     ledger.claims("k1", limits, "later", 60.0)
     assert set(ledger.accounts["k1"].users) == {"later"}
     assert MAX_USERS >= 10_000
 
 
+def test_a_user_in_the_middle_of_something_is_not_forgotten_for_another(clock: Clock) -> None:
+    limiter = MemoryLimiter(clock=clock)
+    limiter._ledger = Ledger(starts_full=True, max_users=10)
+    slots, budget = key_of(KeyLimits(user_concurrency=1)), key_of(KeyLimits(user_tokens_per_day=100), "k2")
+    held = [limiter.try_reserve(slots, str(number), 1) for number in range(4)]
+    spent = [limiter.try_reserve(budget, str(number), 100) for number in range(4)]
+    for each in spent:
+        each.settle(100)
+    for number in range(50):
+        clock.at += 1.0
+        limiter.try_reserve(slots, f"guest {number}", 1).settle(1)
+    for number in range(4):
+        refused(limiter, slots, user=str(number))
+        refused(limiter, budget, user=str(number))
+    held[0].refund()
+    limiter.try_reserve(slots, "0", 1)
+    assert sum(len(account.users) for account in limiter._ledger.accounts.values()) <= 12
+
+
+def test_changed_limits_hold_for_what_users_have_used(memory: MemoryLimiter) -> None:
+    held = memory.try_reserve(key_of(KeyLimits(user_concurrency=3, user_tokens_per_day=90)), "ann", 30)
+    changed = key_of(KeyLimits(user_concurrency=1, user_tokens_per_day=100, requests_per_minute=9))
+    assert refused(memory, changed, user="ann").code == "rate_limit_exceeded"
+    memory.try_reserve(changed, "bob", 100)
+    held.settle(20)
+    assert refused(memory, changed, tokens=81, user="ann").code == "insufficient_quota"
+    memory.try_reserve(changed, "ann", 80)
+    memory.try_reserve(key_of(KeyLimits(requests_per_minute=9)), "ann", 80)
+    assert len(memory._ledger.accounts["k1"].users) == 2
+
+
 LIMITS = {
     "k1": KeyLimits(requests_per_minute=5, tokens_per_minute=100, concurrency=3, user_tokens_per_minute=60),
     "k2": KeyLimits(tokens_per_day=300, concurrency=2, user_requests_per_minute=3),
+    "k3": KeyLimits(concurrency=3, user_concurrency=2, user_tokens_per_day=200),
+    "k4": KeyLimits(user_concurrency=1, user_tokens_per_day=150, user_tokens_per_minute=80, user_requests_per_minute=4),
 }
 
 
@@ -228,7 +266,12 @@ class Model:
             (name, getattr(limits, name))
             for name in ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "concurrency")
         ]
-        users = [(name, getattr(limits, name)) for name in ("user_requests_per_minute", "user_tokens_per_minute")]
+        users = [
+            (name, getattr(limits, name))
+            for name in (
+                "user_requests_per_minute", "user_tokens_per_minute", "user_tokens_per_day", "user_concurrency"
+            )
+        ]  # fmt: skip
         return [((key, name), limit) for name, limit in own if limit] + [
             ((f"{key}/{user}", name), limit) for name, limit in users if limit
         ]
@@ -238,10 +281,10 @@ class Model:
 
     def roll(self, key: str, user: str, now: float) -> None:
         for name, _ in self.names(key, user):
-            if name[1] == "concurrency":
+            if "concurrency" in name[1]:
                 self.ends[name] = 0.0
             elif now >= self.ends[name]:
-                self.ends[name] = end_of_window(DAY_S if name[1] == "tokens_per_day" else MINUTE_S, now)
+                self.ends[name] = end_of_window(DAY_S if "per_day" in name[1] else MINUTE_S, now)
 
     def admits(self, key: str, user: str, tokens: int) -> bool:
         return all(
@@ -260,7 +303,7 @@ class Model:
         """Settle with so many tokens; None: refund."""
         for each in made:
             name = each["name"][1]
-            if name == "concurrency" or (tokens is None and each["ends"] == self.ends[each["name"]]):
+            if "concurrency" in name or (tokens is None and each["ends"] == self.ends[each["name"]]):
                 each["cost"] = 0
             elif tokens is not None and "tokens" in name:
                 if tokens > reserved:
@@ -280,7 +323,9 @@ class MemoryMachine(RuleBasedStateMachine):
         self.limiter = MemoryLimiter(clock=self.clock)
         self.model = Model()
 
-    @rule(target=held, key=st.sampled_from(["k1", "k2"]), user=st.sampled_from(["", "ann"]), tokens=st.integers(0, 70))
+    @rule(
+        target=held, key=st.sampled_from(sorted(LIMITS)), user=st.sampled_from(["", "ann"]), tokens=st.integers(0, 70)
+    )
     def reserve(self, key: str, user: str, tokens: int) -> Any:
         self.model.roll(key, user, self.clock.at)
         admits = self.model.admits(key, user, tokens)
@@ -318,7 +363,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def what_is_left_is_what_the_model_has_left(self) -> None:
         for key_id, account in self.limiter._ledger.accounts.items():
             for user, claims in [("", account.everybody), *account.users.items()]:
-                subjects = {claims.allowances[-1].subject: f"{key_id}/{user}", key_id: key_id}
+                subjects = {key_id: key_id} | {each.subject: f"{key_id}/{user}" for each in claims.of_user}
                 for each in claims.allowances:
                     if self.clock.at < each.ends_at:
                         left = each.limit - self.model.used((subjects[each.subject], each.rule.field))
@@ -343,7 +388,9 @@ async def take_all(limiter: Limiter, key: ApiKey, n: int, tokens: int = 10) -> l
     return [each for each in made if isinstance(each, Reservation)]
 
 
-@pytest.mark.parametrize("field", ["requests_per_minute", "concurrency", "user_requests_per_minute"])
+@pytest.mark.parametrize(
+    "field", ["requests_per_minute", "concurrency", "user_requests_per_minute", "user_concurrency"]
+)
 async def test_fifty_at_once_against_a_limit_of_ten(database: Database, clock: Clock, field: str) -> None:
     limiter = limiter_on(database, clock)
     held = await take_all(limiter, key_of(KeyLimits(**{field: 10})), 50)
@@ -351,9 +398,10 @@ async def test_fifty_at_once_against_a_limit_of_ten(database: Database, clock: C
     await limiter.stop()
 
 
-async def test_fifty_at_once_against_a_hundred_tokens(database: Database, clock: Clock) -> None:
+@pytest.mark.parametrize("field", ["tokens_per_day", "user_tokens_per_day"])
+async def test_fifty_at_once_against_a_hundred_tokens(database: Database, clock: Clock, field: str) -> None:
     limiters = [limiter_on(database, clock, holder) for holder in "abcd"]
-    key = key_of(KeyLimits(tokens_per_minute=100, tokens_per_day=90))
+    key = key_of(KeyLimits(tokens_per_minute=100, **{field: 90}))
     held = await asyncio.gather(*(take_all(limiter, key, 12) for limiter in limiters))
     assert sum(len(each) for each in held) == 9
     for limiter in limiters:
@@ -397,13 +445,14 @@ def test_four_processes_together_keep_a_limit(database_url: str) -> None:
         assert sum(int(said(each)) for each in started) == 10
 
 
-def test_the_slots_of_a_killed_process_come_back(database: Database, database_url: str) -> None:
+@pytest.mark.parametrize("field", ["concurrency", "user_concurrency"])
+def test_the_slots_of_a_killed_process_come_back(database: Database, database_url: str, field: str) -> None:
     ahead = Clock()
     ahead.at = time.time()
-    with processes(database_url, 1, ["3", "3", "concurrency"]) as [holder]:
+    with processes(database_url, 1, ["3", "3", field]) as [holder]:
         release(holder)
         assert said(holder) == "3"
-        key = key_of(KeyLimits(concurrency=3), "shared")
+        key = key_of(KeyLimits(**{field: 3}), "shared")
         limiter = limiter_on(database, ahead)
         assert asyncio.run(take_all(limiter, key, 2)) == []
         holder.kill()
@@ -462,9 +511,10 @@ async def test_a_large_limit_needs_the_database_for_few_of_its_requests(database
     await limiter.stop()
 
 
-async def test_slots_in_use_are_kept_and_free_ones_given_back(database: Database, clock: Clock) -> None:
+@pytest.mark.parametrize("field", ["concurrency", "user_concurrency"])
+async def test_slots_in_use_are_kept_and_free_ones_given_back(database: Database, clock: Clock, field: str) -> None:
     limiter, other = limiter_on(database, clock), limiter_on(database, clock, "two")
-    key = key_of(KeyLimits(concurrency=3))
+    key = key_of(KeyLimits(**{field: 3}))
     held = await take_all(limiter, key, 3)
     for _ in range(6):
         clock.at += SLOT_TTL_S / 2
@@ -476,6 +526,91 @@ async def test_slots_in_use_are_kept_and_free_ones_given_back(database: Database
     assert len(await take_all(other, key, 2)) == 1
     await limiter.stop()
     await other.stop()
+
+
+def slots_held(database: Database) -> list[int]:
+    with database.read() as connection:
+        return sorted(connection.execute(sa.select(limit_slots.c.n_slots)).scalars())
+
+
+async def test_the_slots_of_many_users_are_kept_and_given_back_in_few_questions(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def noted(database: Database, leases: list[Lease], *, holder: str, expires_at: float) -> bool:
+        sizes.append(len(leases))
+        return hold_slots(database, leases, holder=holder, expires_at=expires_at)
+
+    monkeypatch.setattr("serving.database_limits.hold_slots", noted)
+    limiter, other = limiter_on(database, clock), limiter_on(database, clock, "two")
+    key = key_of(KeyLimits(user_concurrency=2, concurrency=600))
+    held = [await limiter.reserve(key, str(number), 1) for number in range(165)]
+    for _ in range(3):
+        clock.at += SLOT_TTL_S / 2
+        await limiter.flush()
+    assert sum(sizes) == 3 * 166
+    assert len(sizes) == 6
+    assert len(slots_held(database)) == 166
+    for each in held[1:]:
+        each.refund()
+    await limiter.flush()
+    assert slots_held(database)[0] == 1
+    assert len(slots_held(database)) == 2
+    clock.at += 1.0
+    for number, may in ((0, 1), (1, 2)):
+        made = [await other.reserve(key, str(number), 1) for _ in range(may)]
+        with pytest.raises(RateLimited):
+            await other.reserve(key, str(number), 1)
+        for each in made:
+            each.settle(1)
+    held[0].settle(1)
+    await limiter.stop()
+    await other.stop()
+    assert slots_held(database) == []
+    assert limiter._ledger.accounts["k1"].leased == set()
+
+
+async def test_slots_that_users_were_lent_are_counted_when_the_database_is_back(
+    database: Database, clock: Clock
+) -> None:
+    away = Interrupted(database.engine)
+    away.is_away = True
+    limiter, other = limiter_on(away, clock), limiter_on(database, clock, "two")
+    key = key_of(KeyLimits(user_concurrency=4, user_tokens_per_day=100))
+    held = await take_all(limiter, key, 9)
+    assert len(held) == 2
+    held[0].settle(5)
+    away.is_away = False
+    await limiter.flush()
+    assert slots_held(database) == [1]
+    assert used(database, "user_budget") == 15
+    clock.at += 1.0
+    assert len(await take_all(other, key, 9)) == 3
+    held[1].refund()
+    await limiter.stop()
+    await other.stop()
+    assert slots_held(database) == [3]
+    assert used(database, "user_budget") == 35
+
+
+async def test_the_database_remembers_the_budgets_of_users_that_the_process_forgets(
+    database: Database, clock: Clock
+) -> None:
+    limiter = limiter_on(database, clock)
+    limiter._ledger = Ledger(starts_full=False, max_users=10)
+    key = key_of(KeyLimits(user_tokens_per_day=100))
+    for number in range(40):
+        (await limiter.reserve(key, str(number), 70)).settle(70)
+        await limiter.flush()
+        clock.at += 1.0
+    assert "" not in limiter._ledger.accounts["k1"].users
+    for number in range(40):
+        clock.at += 1.0
+        with pytest.raises(RateLimited):
+            await limiter.reserve(key, str(number), 31)
+    await limiter.stop()
+    assert used(database, "user_budget") == 40 * 70
 
 
 def test_what_comes_back_after_its_window_is_void_and_what_is_owed_is_not(database: Database, clock: Clock) -> None:
@@ -708,6 +843,8 @@ def test_two_reports_on_one_limit_both_count(database: Database, clock: Clock) -
 
 async def test_a_started_limiter_gives_back_by_itself(database: Database) -> None:
     limiter = open_limiter(LimitSettings(store="database"), database, Clock())
+    assert isinstance(limiter, DatabaseLimiter)
+    limiter._patience_s = 60.0  # As above.
     limiter.start()
     held = await limiter.reserve(key_of(KeyLimits(tokens_per_minute=100)), "", 100)
     held.settle(30)
@@ -736,8 +873,7 @@ async def test_stopping_gives_back_all_but_what_is_in_use(database: Database, cl
     held[0].settle(10)
     await limiter.stop()
     assert used(database, "tokens") == 20
-    with database.read() as connection:
-        assert connection.execute(sa.select(limit_slots.c.n_slots)).scalars().all() == [1]
+    assert slots_held(database) == [1]
 
 
 def test_the_settings_choose_the_limiter(database: Database) -> None:
@@ -746,7 +882,13 @@ def test_the_settings_choose_the_limiter(database: Database) -> None:
 
 
 SHARED = KeyLimits(
-    requests_per_minute=6, tokens_per_minute=1000, concurrency=4, tokens_per_day=4000, user_tokens_per_minute=400
+    requests_per_minute=6,
+    tokens_per_minute=1000,
+    concurrency=4,
+    tokens_per_day=4000,
+    user_tokens_per_minute=400,
+    user_concurrency=3,
+    user_tokens_per_day=1500,
 )
 """So that some limits are handed out in parts of several units, and some one by one."""
 
@@ -796,7 +938,8 @@ class SharedMachine(RuleBasedStateMachine):
         reservation, made, tokens = one
         reservation.settle(int(tokens * share))
         for each in made:
-            each["cost"] = {"concurrency": 0, "requests": 1}.get(each["name"][1], int(tokens * share))
+            fixed = {"concurrency": 0, "user_concurrency": 0, "requests": 1}
+            each["cost"] = fixed.get(each["name"][1], int(tokens * share))
 
     @rule(one=consumes(held))
     def refund(self, one: Any) -> None:
@@ -821,7 +964,7 @@ class SharedMachine(RuleBasedStateMachine):
         """When everything unused has gone back, exactly what the limits allow is admitted."""
         self.wait(IDLE_S / 2, 3)
         admits = all(
-            self._used(name) + (1 if name[1] in ("requests", "concurrency") else tokens) <= limit
+            self._used(name) + (1 if name[1] in ("requests", "concurrency", "user_concurrency") else tokens) <= limit
             for name, limit in self._limits(user)
         )
         try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
 from schemathesis.checks import not_a_server_error
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
@@ -16,15 +19,28 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from pawl.api_keys import Scope as ScopeName
 from serving.openapi import EXAMPLES as REQUESTS
 from serving.openapi import operations
-from serving.routes import CHAT_LIST, CHAT_MESSAGES, CHAT_ONE, HOT_PATHS, RESPONSE_ONE, ROUTES, RouteSpec
+from serving.routes import (
+    ACCEPTED,
+    CHAT_LIST,
+    CHAT_MESSAGES,
+    CHAT_ONE,
+    HOT_PATHS,
+    RESPONSE_ONE,
+    ROUTES,
+    RouteSpec,
+    Scope,
+)
 from tests.serving.conftest import Served
 from tests.serving.keyed import bearer, keyed_gateway
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 CASES = 4
-CALLERS = ("nobody", "infer", "admin")
+"""Where the caller may use the route; elsewhere one of each kind, since all are refused before they are looked at."""
+CALLERS = ("nobody", *(scope.value for scope in ScopeName))
+"""Each with a key that has this one scope and no other."""
 DOCUMENTED = [spec for spec in ROUTES if spec.path not in ("/docs", "/openapi.json")]
 
 
@@ -38,35 +54,61 @@ class Described(NamedTuple):
 
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Described]:
-    with keyed_gateway(tmp_path_factory.mktemp("described"), ["infer+feedback", "admin+metrics"]) as (served, keys):
+    with keyed_gateway(tmp_path_factory.mktemp("described"), CALLERS[1:]) as (served, keys):
         document: dict[str, Any] = served.client.get("/openapi.json").json()
         assert len(list(operations(document))) == len(DOCUMENTED)
-        headers = {"nobody": {}, "infer": bearer(keys["infer+feedback"]), "admin": bearer(keys["admin+metrics"])}
+        headers = {"nobody": {}, **{name: bearer(key) for name, key in keys.items()}}
         yield Described(served, schemathesis.openapi.from_dict(document), headers)
 
 
-@pytest.mark.parametrize("caller", CALLERS)
-@pytest.mark.parametrize("spec", DOCUMENTED, ids=lambda spec: f"{spec.method} {spec.path}")
-def test_a_route_answers_by_its_description(described: Described, spec: RouteSpec, caller: str) -> None:
-    operation = described.schema[spec.path.replace(":path}", "}")][spec.method]
-    strategy = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+def requests() -> Iterator[Any]:
+    """Each route with requests as it describes them, and with others; a probe has nothing that could be wrong."""
+    for spec in DOCUMENTED:
+        for mode in GenerationMode:
+            if mode is GenerationMode.POSITIVE or spec.scope is not Scope.OPEN:
+                yield pytest.param(spec, mode, id=f"{spec.method} {spec.path}, {mode.value}")
 
-    @settings(
-        max_examples=CASES,
+
+@pytest.mark.parametrize(("spec", "mode"), list(requests()))
+def test_a_route_answers_every_caller_by_its_description(
+    described: Described, spec: RouteSpec, mode: GenerationMode
+) -> None:
+    operation = described.schema[spec.path.replace(":path}", "}")][spec.method]
+    may = {name for name in CALLERS if spec.scope is Scope.OPEN or name in ACCEPTED.get(spec.scope, ())}
+    seen: Counter[int] = Counter()
+
+    def ask(case: schemathesis.Case[Any], caller: str) -> None:
+        # The document's own security is not what is tested: each caller has the key that it has.
+        headers = {"authorization": None, "x-api-key": None, **described.headers[caller]}
+        response = case.call(base_url=described.served.url, headers=headers, timeout=20)
+        case.validate_response(response, checks=CHECKS)
+        seen[response.status_code] += 1
+        assert caller in may or response.status_code >= 400
+
+    for caller in CALLERS:
+        asked_by(
+            operation.as_strategy(generation_mode=mode), CASES if caller in may else 1, partial(ask, caller=caller)
+        )
+    print(dict(seen))
+
+
+def asked_by(cases: SearchStrategy[Any], n: int, ask: Callable[[schemathesis.Case[Any]], None]) -> None:
+    """Ask with so many cases, the same every time."""
+    bounded = settings(
+        max_examples=n,
         phases=[Phase.generate],
         derandomize=True,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=strategy)
-    def ask(case: schemathesis.Case[Any]) -> None:
-        # The document's own security is not what is tested: each caller has the key that it has.
-        headers = {"authorization": None, "x-api-key": None, **described.headers[caller]}
-        response = case.call(base_url=described.served.url, headers=headers, timeout=20)
-        case.validate_response(response, checks=CHECKS)
 
-    ask()
+    @bounded
+    @given(case=cases)
+    def every(case: schemathesis.Case[Any]) -> None:
+        ask(case)
+
+    every()
 
 
 def conforms(described: Described, method: Literal["GET", "POST", "DELETE"], path: str, **parts: Any) -> Any:
