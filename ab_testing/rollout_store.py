@@ -81,8 +81,7 @@ def insert_rollout(
 def running_rollout(database: Database, alias: str) -> Rollout | None:
     """The alias's rollout that is not over, if there is one."""
     query = sa.select(rollouts).where(rollouts.c.alias == alias, rollouts.c.status.not_in(FINAL))
-    with database.read() as connection:
-        row = connection.execute(query.order_by(rollouts.c.created_at.desc())).mappings().first()
+    row = database.first_row(query.order_by(rollouts.c.created_at.desc()))
     return _rollout(row) if row else None
 
 
@@ -102,8 +101,7 @@ def newest_rollout(
     given = {"status": status, "candidate": candidate}
     wanted = [rollouts.c[name] == value for name, value in given.items() if value is not None]
     query = sa.select(rollouts).where(rollouts.c.alias == alias, *wanted)
-    with database.read() as connection:
-        row = connection.execute(query.order_by(rollouts.c.created_at.desc(), rollouts.c.id)).mappings().first()
+    row = database.first_row(query.order_by(rollouts.c.created_at.desc(), rollouts.c.id))
     return _rollout(row) if row else None
 
 
@@ -126,8 +124,7 @@ def get_rollout(database: Database, rollout_id: str) -> Rollout:
     Raises:
         NegativeVerdict: there is none of that id.
     """
-    with database.read() as connection:
-        row = connection.execute(sa.select(rollouts).where(rollouts.c.id == rollout_id)).mappings().first()
+    row = database.first_row(sa.select(rollouts).where(rollouts.c.id == rollout_id))
     if row is None:
         raise NegativeVerdict(f"there is no rollout {rollout_id}")
     return _rollout(row)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.servers import PostgreSQL
+from tests.servers import private_postgresql
 from tests.serving.kill_ledger import Outcome, run_ledger
 
 REPORT = Path("var/bench/kill.json")
@@ -65,16 +64,8 @@ def on_sqlite(kills: int, seed: int) -> Outcome:
 
 def on_postgresql(kills: int, seed: int) -> Outcome:
     """A private PostgreSQL."""
-    home = Path(tempfile.mkdtemp(prefix="pawl-kill-pg-"))
-    home.chmod(0o755)
-    server = PostgreSQL(home)
-    server.start()
-    try:
-        with tempfile.TemporaryDirectory(prefix="pawl-kill-") as directory:
-            return run_ledger(Path(directory), server.create_database("kill"), kills=kills, seed=seed)
-    finally:
-        server.stop()
-        shutil.rmtree(home, ignore_errors=True)
+    with private_postgresql() as server, tempfile.TemporaryDirectory(prefix="pawl-kill-") as directory:
+        return run_ledger(Path(directory), server.create_database("kill"), kills=kills, seed=seed)
 
 
 def print_table(outcomes: Sequence[Outcome]) -> None:

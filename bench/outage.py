@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from bench.pawl_gateway import make_key, pawl_configuration, pawl_serve
 from bench.processes import ANYWHERE, family, n_descriptors
 from pawl.database import open_database
 from pawl.settings import DatabaseSettings
-from tests.servers import PostgreSQL, free_port
+from tests.servers import PostgreSQL, free_port, private_postgresql
 
 REPORT = Path("var/bench/outage.json")
 ENGINE = EngineOptions(gap_us=2_000, service_us=5_000, n_chunks=32)
@@ -72,27 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=RATE, help="whole answers, and as many streams, per second")
     parser.add_argument("--out", type=Path, default=REPORT)
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="pawl-outage-") as directory, postgresql() as server:
+    with tempfile.TemporaryDirectory(prefix="pawl-outage-") as directory, private_postgresql() as server:
         outcome = run(Path(directory), server, outage_s=60 * options.minutes, rate=options.rate)
     report = asdict(outcome) | {"is_faultless": outcome.is_faultless}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     return 0 if outcome.is_faultless else 1
-
-
-@contextmanager
-def postgresql() -> Iterator[PostgreSQL]:
-    """A server of our own."""
-    home = Path(tempfile.mkdtemp(prefix="pawl-outage-pg-"))
-    home.chmod(0o755)
-    server = PostgreSQL(home)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def run(directory: Path, server: PostgreSQL, *, outage_s: float, rate: float) -> Outcome:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,9 @@ import yaml
 
 from bench.processes import Seat
 from bench.servers import STOP_S, Command, running_command
-from pawl.api_keys import ALL_SCOPES, ID_BYTES, SECRET_BYTES, KeyLimits, KeyRecord, digest_of, key_text
-from pawl.api_keys import make_key as new_key
-from pawl.clock import now
-from pawl.database import open_database, upgrade
-from pawl.key_store import create_key
-from pawl.settings import DatabaseSettings
+from pawl.api_keys import ALL_SCOPES
+from pawl.settings import Settings
+from tests.serving.keyed import add_key
 
 ALIAS = "assistant"
 
@@ -52,24 +48,7 @@ def pawl_configuration(
 
 def make_key(configuration: Mapping[str, Any]) -> str:
     """Bring the database up to date and put a key with every scope into it; returns what its owner sends."""
-    key = new_key(os.urandom(ID_BYTES), os.urandom(SECRET_BYTES))
-    record = KeyRecord(
-        id=key.id,
-        name="bench",
-        digest=digest_of(key.secret),
-        scopes=ALL_SCOPES,
-        limits=KeyLimits(),
-        priority=5,
-        created_at=now(),
-        created_by="bench",
-    )
-    database = open_database(DatabaseSettings(url=configuration["database"]["url"]))
-    try:
-        upgrade(database)
-        create_key(database, record, actor="bench")
-    finally:
-        database.close()
-    return key_text(key)
+    return add_key(Settings.model_validate(configuration), *sorted(ALL_SCOPES))
 
 
 @contextmanager

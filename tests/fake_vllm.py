@@ -210,10 +210,11 @@ class FakeVLLM:
         }
 
     async def _stream(self, body: dict[str, Any], kind: str, completion_id: str) -> AsyncIterator[bytes]:
+        choices = self._choices(body, kind)  # Before it counts: a test may change the behaviour as soon as it does.
         self.n_running += 1
         finished = False
         try:
-            for index, choice in enumerate(self._choices(body, kind)):
+            for index, choice in enumerate(choices):
                 if index == self.behaviour.break_after:
                     finished = True
                     return

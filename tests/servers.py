@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,39 @@ import uvicorn
 from serving.gateway import Gateway
 from serving.server import GatewayServer, server_config
 
+FIRST_PORT = 10_000
+FIRST_EPHEMERAL_PORT = 32_768
+"""Where the system does not say."""
+
+
+def first_ephemeral_port() -> int:
+    """The first of those that the system itself hands out."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return FIRST_EPHEMERAL_PORT
+
+
+def _ports() -> Iterator[int]:
+    """Each once, in an order of chance, and none that the system could give to somebody else before it is used.
+
+    Nor while it is not used: some tests stop a server and start it again at the same port.
+    """
+    ports = list(range(FIRST_PORT, first_ephemeral_port()))
+    random.SystemRandom().shuffle(ports)
+    yield from ports
+    yield from repeat(0)
+
+
+_PORTS = _ports()
+
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, and that no other call has been given."""
+    while True:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", next(_PORTS)))
+            return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -32,7 +62,7 @@ def running(app: Any, port: int = 0) -> Iterator[str]:
     """Serve `app` in a thread, a gateway as `pawl serve` does; yield its base URL."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
+    listener.bind(("127.0.0.1", port or free_port()))
     server = _server_for(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -75,6 +105,7 @@ class PostgreSQL:
             "port": self.port,
             "unix_socket_directories": self.directory,
             "max_connections": 50,
+            "fsync": "off",
         }
         options = " ".join(f"-c {name}={value}" for name, value in settings.items())
         log = str(self.directory / "log")
@@ -86,14 +117,37 @@ class PostgreSQL:
 
     def create_database(self, name: str) -> str:
         """A fresh database; returns its URL."""
-        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "pawl", name)
+        self._run("createdb", *self._address, name)
         return f"postgresql://pawl@127.0.0.1:{self.port}/{name}"
+
+    def drop_database(self, name: str) -> None:
+        """Remove it, whoever is still connected; what is not removed now goes with the directory."""
+        with suppress(subprocess.SubprocessError):
+            self._run("dropdb", "--force", *self._address, name)
+
+    @property
+    def _address(self) -> tuple[str, ...]:
+        return "-h", "127.0.0.1", "-p", str(self.port), "-U", "pawl"
 
     def _run(self, program: str, *arguments: str) -> None:
         # PostgreSQL refuses to run as root.
         prefix = ["runuser", "-u", self._user, "--"] if self._user else []
         command = [*prefix, str(self._bin / program), *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/", timeout=120)
+
+
+@contextmanager
+def private_postgresql() -> Iterator[PostgreSQL]:
+    """A running one, whose directory goes with it."""
+    directory = Path(tempfile.mkdtemp(prefix="pawl-pg-"))
+    directory.chmod(0o755)  # Its user is not ours.
+    server = PostgreSQL(directory)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _postgresql_bin() -> Path:

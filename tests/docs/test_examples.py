@@ -31,7 +31,7 @@ FEEDBACK_TYPES = {"thumbs", "rating", "edit", "choice", "regenerate", "report", 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def stored(gateway: Gateway, table: sa.Table, n: int) -> Sequence[sa.Row[tuple[object, ...]]]:
@@ -79,7 +79,7 @@ def test_the_example_script_does_the_same(gateway_url: str, gateway: Gateway, en
 def test_the_api_pages_examples_run_one_after_the_other(gateway_url: str, gateway: Gateway) -> None:
     script = "\n".join(["set -euo pipefail", *blocks(API, "sh")]).replace(DOCUMENTED, gateway_url)
     command = ["bash", "-c", f"export no_proxy=127.0.0.1\n{script}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     (promised,) = blocks(API, "json")
     assert json.loads(done.stdout[done.stdout.rindex('{"error"') :]) == json.loads(promised)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -15,12 +12,13 @@ import pytest
 from feedback.interactions import Interaction
 from feedback.store import get_interaction
 from pawl import ids
-from pawl.database import open_database, upgrade
 from pawl.errors import Unreachable
 from pawl.settings import Settings
 from serving.gateway import Gateway, create_app
 from tests.fake_vllm import Behaviour, FakeVLLM
-from tests.servers import PostgreSQL, free_port, running
+from tests.gateway_configuration import make_schema, settings_of
+from tests.servers import PostgreSQL, private_postgresql, running
+from tests.serving.talk import address_of
 from tests.serving.waiting import eventually
 
 
@@ -32,6 +30,11 @@ class Served:
     engine: FakeVLLM
     url: str
     client: httpx2.Client
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens."""
+        return address_of(self.url)
 
     def stored(self, completion_id: str) -> Interaction:
         """The interaction as the shared database has it, once it is there."""
@@ -47,10 +50,8 @@ class Served:
 @contextmanager
 def serving(settings: Settings, engine: FakeVLLM) -> Iterator[Served]:
     """A gateway of these settings for as long as a test needs it; a database that does not answer is left alone."""
-    database = open_database(settings.database)
     with suppress(Unreachable):
-        upgrade(database)
-    database.close()
+        make_schema(settings.database)
     gateway = create_app(settings)
     with running(gateway) as url, httpx2.Client(base_url=url, timeout=20) as client:
         yield Served(gateway, engine, url, client)
@@ -62,18 +63,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     directory = tmp_path_factory.mktemp("gateway")
     engine = FakeVLLM("base-model")
     with running(engine.app) as engine_url:
-        settings = Settings.model_validate(
-            {
-                "database": {"url": f"sqlite:///{directory}/shared.db"},
-                "state_dir": str(directory / "state"),
-                "serving": {
-                    "port": free_port(),
-                    "fast_lane": request.param,
-                    "models": {"assistant": {"engines": [engine_url], "champion": "base-model"}},
-                    "max_body_bytes": 200_000,
-                    "timeouts": {"first_byte_s": 5.0},
-                },
-            }
+        settings = settings_of(
+            directory, engine_url, fast_lane=request.param, max_body_bytes=200_000, timeouts={"first_byte_s": 5.0}
         )
         with serving(settings, engine) as served:
             yield served
@@ -92,10 +83,5 @@ def served(shared: Served) -> Served:
 @pytest.fixture
 def own_postgresql() -> Iterator[PostgreSQL]:
     """A PostgreSQL that a test may stop and start."""
-    directory = Path(tempfile.mkdtemp(prefix="pawl-pg-"))
-    directory.chmod(0o755)
-    server = PostgreSQL(directory)
-    server.start()
-    yield server
-    server.stop()
-    shutil.rmtree(directory, ignore_errors=True)
+    with private_postgresql() as server:
+        yield server

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import sqlalchemy as sa
 
 from feedback.journal_drain import JournalDrain
 from pawl.clock import now as wall_clock
-from pawl.database import Database
+from pawl.database import Database, open_database
+from pawl.schema import interactions
+from pawl.settings import DatabaseSettings
 from serving.gateway import Gateway
 from serving.replicas import all_replicas
 from tests.serving.raw_engine import Peer, raw_engine
@@ -167,6 +170,18 @@ def drain_the_rest(spool: Path, database: Database) -> None:
     while drain.drain_once():
         pass
     drain.stop(0)
+
+
+def stored_ids(url: str, spool: Path | None = None) -> list[str]:
+    """The completions that the database has; with those that a stopped gateway left in its spool, if that is named."""
+    database = open_database(DatabaseSettings(url=url))
+    try:
+        if spool is not None:
+            drain_the_rest(spool, database)
+        with database.read() as connection:
+            return list(connection.execute(sa.select(interactions.c.completion_id)).scalars())
+    finally:
+        database.close()
 
 
 def await_base(gateway: Gateway, n_tasks: int) -> None:

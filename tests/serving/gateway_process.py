@@ -16,7 +16,10 @@ from typing import Any
 import httpx2
 import yaml
 
-READY_S = 60.0
+from pawl.settings import DatabaseSettings
+from tests.gateway_configuration import configuration_of, make_schema
+
+READY_S = 150.0
 WORKER = b"serving.worker_process"
 
 
@@ -57,6 +60,7 @@ class GatewayProcess:
                 if httpx2.get(f"{self.url}/health/ready", timeout=5.0).status_code == 200:
                     return time.monotonic() - started
             time.sleep(0.02)
+        self.close()
         raise AssertionError(f"the gateway was not ready within {READY_S:g} s")
 
     def workers(self) -> list[int]:
@@ -79,7 +83,7 @@ class GatewayProcess:
         assert self._process is not None
         self._orphans += children_of(self._process.pid)
         self._process.kill()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def kill_all(self) -> None:
         """SIGKILL to every process: no handler runs, nothing is flushed."""
@@ -87,7 +91,7 @@ class GatewayProcess:
         self._process.send_signal(signal.SIGSTOP)  # It shall not start others meanwhile.
         for pid in (*children_of(self._process.pid), self._process.pid):
             send(pid, signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(60)
 
     def reload(self) -> None:
         """SIGHUP: a restart without a dropped connection."""
@@ -111,6 +115,13 @@ class GatewayProcess:
         for pid in self._orphans:
             if WORKER in command_of(pid):
                 send(pid, signal.SIGKILL)
+
+
+def process_in(directory: Path, engine_url: str, **serving: Any) -> GatewayProcess:
+    """A gateway that has not been started, with an empty database of its own."""
+    configuration = configuration_of(directory, engine_url, **serving)
+    make_schema(DatabaseSettings(**configuration["database"]))
+    return GatewayProcess(directory, configuration)
 
 
 def send(pid: int, number: int) -> None:

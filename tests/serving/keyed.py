@@ -14,7 +14,8 @@ from pawl.database import open_database, upgrade
 from pawl.key_store import create_key
 from pawl.settings import Settings
 from tests.fake_vllm import FakeVLLM
-from tests.servers import free_port, running
+from tests.gateway_configuration import configuration_of
+from tests.servers import running
 from tests.serving.conftest import Served, serving
 
 
@@ -50,17 +51,7 @@ def keyed_gateway(directory: Path, scopes: Collection[str], **limits: Any) -> It
     """A gateway before a fake engine that asks for keys, and a key for each of these scopes (joined by `+`)."""
     engine = FakeVLLM("base-model")
     with running(engine.app) as engine_url:
-        settings = Settings.model_validate(
-            {
-                "database": {"url": f"sqlite:///{directory}/shared.db"},
-                "state_dir": str(directory / "state"),
-                "auth": {"required": True},
-                "serving": {
-                    "port": free_port(),
-                    "models": {"assistant": {"engines": [engine_url], "champion": "base-model"}},
-                },
-            }
-        )
+        settings = Settings.model_validate({**configuration_of(directory, engine_url), "auth": {"required": True}})
         keys = {name: add_key(settings, *name.split("+"), limits=KeyLimits(**limits)) for name in scopes}
         with serving(settings, engine) as served:
             yield served, keys

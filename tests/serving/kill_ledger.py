@@ -31,7 +31,8 @@ from pawl.database import Database, open_database, upgrade
 from pawl.schema import dead_letters, feedback_events, interactions
 from pawl.settings import DatabaseSettings
 from tests.fake_vllm import FakeVLLM
-from tests.servers import free_port, running
+from tests.gateway_configuration import configuration_of
+from tests.servers import running
 from tests.serving.gateway_process import GatewayProcess, children_of, command_of, send
 
 DRAIN = b"serving.drain_process"
@@ -39,7 +40,7 @@ N_CLIENTS = 8
 N_WORKERS = 2
 UPTIME_S = (0.1, 0.8)
 """Between a gateway becoming ready and its end."""
-SETTLE_S = 60.0
+SETTLE_S = 240.0
 TEXT = "Water it in the morning."
 
 
@@ -105,30 +106,25 @@ def run_ledger(directory: Path, database_url: str, *, kills: int, seed: int) -> 
     engine = FakeVLLM("base-model")
     engine.behaviour.text = TEXT
     engine.behaviour.gap_s = 0.005
+    spool = directory / "state" / "spool"
     with running(engine.app) as engine_url:
         configuration = _configuration(directory, database_url, engine_url)
         gateway = GatewayProcess(directory, configuration)
         try:
             ledger, restarts = asyncio.run(_under_fire(gateway, kills, random.Random(seed)))
-            _settle(database, ledger)
+            _settle(database, ledger, spool)
             gateway.terminate()
-            gateway.wait(30)
+            gateway.wait(90)
         finally:
             gateway.close()
-    spool = directory / "state" / "spool"
     outcome = _compare(database, ledger, spool, kills, sorted(restarts)[len(restarts) // 2], started)
     database.close()
     return outcome
 
 
 def _configuration(directory: Path, database_url: str, engine_url: str) -> dict[str, Any]:
-    alias = {"engines": [engine_url], "champion": "base-model"}
-    return {
-        "database": {"url": database_url},
-        "state_dir": str(directory / "state"),
-        "serving": {"port": free_port(), "models": {"assistant": alias}, "drain_grace_s": 2, "workers": N_WORKERS},
-        "log": {"level": "warning"},
-    }
+    configuration = configuration_of(directory, engine_url, drain_grace_s=2, workers=N_WORKERS)
+    return {**configuration, "database": {"url": database_url}, "log": {"level": "warning"}}
 
 
 async def _under_fire(gateway: GatewayProcess, kills: int, rng: random.Random) -> tuple[Ledger, list[float]]:
@@ -201,14 +197,18 @@ def _id_of(body: bytes, is_stream: bool) -> str:
     return str(orjson.loads(first)["id"])
 
 
-def _settle(database: Database, ledger: Ledger) -> None:
-    """Wait until the drain has brought as many rows as were acknowledged, or clearly will not."""
+def _settle(database: Database, ledger: Ledger, spool: Path) -> None:
+    """Wait until what was acknowledged is in the database and nothing is left on the disk, or clearly will not be.
+
+    Of the worker killed last, that is when another has come and taken over its files.
+    """
     deadline = time.monotonic() + SETTLE_S
     while time.monotonic() < deadline:
         with suppress(sa.exc.OperationalError), database.read() as connection:
             stored = set(connection.execute(sa.select(interactions.c.completion_id)).scalars())
             rated = set(connection.execute(sa.select(feedback_events.c.feedback_id)).scalars())
-            if stored >= set(ledger.completions.values()) and rated >= ledger.feedback.keys():
+            is_stored = stored >= set(ledger.completions.values()) and rated >= ledger.feedback.keys()
+            if is_stored and _is_empty(spool):
                 return
         time.sleep(0.1)
 
@@ -234,7 +234,7 @@ def _compare(database: Database, ledger: Ledger, spool: Path, kills: int, restar
         doubled_feedback=sum(n - 1 for n in by_rating.values()),
         altered=_n_altered(answers, ratings, ledger),
         left_in_spool=sum(map(_rows_in, spool.glob("gateway-*.db"))),
-        left_in_journals=sum(_records_in(each) for each in spool.iterdir() if each.is_dir()),
+        left_in_journals=sum(map(_records_in, _journals_in(spool))),
         dead_letters=n_dead,
         restart_s=restart_s,
         seconds=time.monotonic() - started,
@@ -260,6 +260,18 @@ def _n_altered(answers: Sequence[Any], ratings: Sequence[Any], ledger: Ledger) -
         if row["feedback_id"] in ledger.feedback and orjson.loads(row["value"]) != ledger.feedback[row["feedback_id"]]
     ]
     return len(wrong_answers) + len(wrong_ratings)
+
+
+def _is_empty(spool: Path) -> bool:
+    """Whether no record waits, as far as can be told while others write."""
+    try:
+        return not sum(map(_rows_in, spool.glob("gateway-*.db"))) + sum(map(_records_in, _journals_in(spool)))
+    except (sqlite3.Error, OSError):
+        return False
+
+
+def _journals_in(spool: Path) -> list[Path]:
+    return [each for each in spool.iterdir() if each.is_dir()]
 
 
 def _rows_in(spool: Path) -> int:

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pawl.database import open_database, upgrade
 from pawl.settings import Settings
 from serving.gateway import create_app
 from serving.server import GatewayServer, server_config
+from tests.gateway_configuration import make_schema
 from tests.serving.waiting import eventually
 
 PATIENCE_S = 20.0
@@ -19,9 +19,7 @@ PATIENCE_S = 20.0
 @contextmanager
 def served_raw(settings: Settings) -> Iterator[tuple[str, int]]:
     """The address of a running gateway."""
-    database = open_database(settings.database)
-    upgrade(database)
-    database.close()
+    make_schema(settings.database)
     gateway = create_app(settings)
     server = GatewayServer(server_config(gateway), gateway)
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:

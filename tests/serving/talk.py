@@ -44,12 +44,18 @@ def error_of(response: httpx2.Response) -> dict[str, Any]:
     return error
 
 
+def address_of(url: str) -> tuple[str, int]:
+    """Host and port of a gateway's address."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
 @contextmanager
 def raw_request(url: str, body: Mapping[str, Any], path: str = CHAT) -> Iterator[socket.socket]:
     """A bare connection that has just sent a request; closed at the end, whatever came back."""
-    host, _, port = url.removeprefix("http://").partition(":")
+    host, port = address_of(url)
     payload = orjson.dumps(body)
     head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(payload)}"
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, port), timeout=10) as connection:
         connection.sendall(head.encode() + b"\r\n\r\n" + payload)
         yield connection

@@ -7,10 +7,18 @@ from typing import Any, NamedTuple
 
 import httpx2
 import pytest
+from pydantic import BaseModel
 
+from ab_testing.rollout_store import DecisionRecord
 from feedback.mining import mine_alias
-from pawl.audit import latest_events
+from feedback.spool import SpoolSize
+from feedback.store import PairListing
+from pawl.audit import AuditEvent, latest_events
 from pawl.registry import Model, ModelState, get_model, register_model
+from serving.admin.models import ModelView
+from serving.admin.pairs import PairView
+from serving.admin.rollouts import DecisionView
+from serving.admin.status import AuditLine, Waiting
 from tests.serving.conftest import Served
 from tests.serving.keyed import bearer, keyed_gateway
 from tests.serving.talk import CHAT, QUESTION, error_of
@@ -206,11 +214,27 @@ def test_engines_and_spool_are_shown(office: Office) -> None:
     assert engine["is_reachable"]
     assert "base-model" in engine["models"]
     assert (engine["share"], engine["n_running"]) == (1.0, 0)
+    assert (engine["n_processes_in"], engine["n_processes_out"]) == (1, 0)
     spool = office.told("GET", "/spool")
     assert spool["is_healthy"]
     assert spool["feedback"] == {"rows": 0, "oldest_at": None}
     [shown] = office.told("GET", "/experiments")["data"]
     assert shown["champion"] == "base-model"
+
+
+@pytest.mark.parametrize(
+    ("view", "record"),
+    [
+        (ModelView, Model),
+        (DecisionView, DecisionRecord),
+        (PairView, PairListing),
+        (AuditLine, AuditEvent),
+        (Waiting, SpoolSize),
+    ],
+)
+def test_the_description_names_what_is_answered(view: type[BaseModel], record: type[object]) -> None:
+    """The answer is the record as it is; the view only describes it."""
+    assert set(view.model_fields) == set(record.__annotations__)
 
 
 def test_anybody_may_rule_where_no_keys_are_asked_for(served: Served) -> None:

@@ -18,6 +18,7 @@ from serving.admission import Admission, Gate, InFlight, Line, admissions_for
 from serving.connections import EnginePool
 from serving.errors import Overloaded
 from serving.replicas import replica_sets
+from tests.serving.waiting import eventually
 
 QUEUE = QueueSettings()
 PATIENT = QueueSettings(max_waiting=100, max_wait_s=600.0)
@@ -351,8 +352,12 @@ async def test_the_process_bound_holds_for_all_entrances_and_none_is_forgotten()
         assert (sum(task.done() for task in waiting), in_flight.n_entered) == (n_done, 2)
         if n_done == 2:  # In turn.
             assert sum(task.done() for task in waiting[2:]) == 1
-    in_flight.publish()
-    assert metric("pawl_requests_in_flight") == 2
+
+    def is_shown() -> bool:
+        in_flight.publish()
+        return metric("pawl_requests_in_flight") == 2
+
+    eventually(is_shown)  # Other gateways of this process show theirs in the same place now and then.
 
 
 async def test_a_callback_waits_without_a_task() -> None:
@@ -372,29 +377,20 @@ async def test_a_callback_waits_without_a_task() -> None:
     assert (told, admission.gate.n_inside, len(admission.gate.line)) == ([None], 0, 0)
 
 
-async def test_a_stopping_gateway_lets_nobody_in_and_ends_what_runs() -> None:
+async def test_a_stopping_gateway_lets_nobody_in_and_leaves_who_is_inside() -> None:
     in_flight = InFlight(10)
     admission = Admission(in_flight, PATIENT, capacity=1)
     assert admission.try_enter()
-    ended: list[str] = []
-    in_flight.add("running", lambda: ended.append("running"))
     waiting = asyncio.create_task(admission.enter(0))
     await settle()
     in_flight.drain()
     assert (await refusal_of(waiting)).code == "shutting_down"
     assert (await refusal_of(admission.enter(9))).code == "shutting_down"
     assert not admission.try_enter()
-    assert "running" in in_flight
-    in_flight.cut_off()
-    assert ended == ["running"]
-    assert not await in_flight.wait_until_empty(0.01)
-    in_flight.remove("running")
-    assert not await in_flight.wait_until_empty(0.01)
-    emptied = asyncio.create_task(in_flight.wait_until_empty(60.0))
-    await settle()
+    assert (in_flight.n_entered, admission.gate.n_inside) == (1, 1)
     admission.leave()
-    assert await emptied
-    assert "running" not in in_flight
+    assert not admission.try_enter(), "a place that becomes free stays free"
+    assert (in_flight.n_entered, admission.gate.n_inside) == (0, 0)
 
 
 def test_aliases_with_the_same_engines_share_an_entrance_of_their_size() -> None:

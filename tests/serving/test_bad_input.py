@@ -206,15 +206,14 @@ def test_a_user_header_that_is_wrong(served: Served, path: str, name: str) -> No
     request = served.client.build_request("POST", path, json=body)
     request.headers["x-pawl-user"] = name
     if "\x01" in name:
-        assert _status_of_raw(served.url, path, name) == 400
+        assert _status_of_raw(served.address, path, name) == 400
         return
     response = served.client.send(request)
     assert (response.status_code, error_of(response)["param"]) == (400, "user")
 
 
-def _status_of_raw(url: str, path: str, user: str) -> int:
-    host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
+def _status_of_raw(address: tuple[str, int], path: str, user: str) -> int:
+    with socket.create_connection(address, timeout=5) as connection:
         head = f"POST {path} HTTP/1.1\r\nhost: x\r\nx-pawl-user: {user}\r\ncontent-length: 2\r\n\r\n{{}}"
         connection.sendall(head.encode("latin-1"))
         return int(connection.recv(4096).split(b" ")[1])
@@ -229,18 +228,16 @@ def test_a_body_that_is_too_large(served: Served, path: str) -> None:
 
 
 def test_a_client_that_leaves_in_mid_request(served: Served) -> None:
-    host, _, port = served.url.removeprefix("http://").partition(":")
     for path in (CHAT, FEEDBACK):
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
+        with socket.create_connection(served.address, timeout=5) as connection:
             connection.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{{".encode())
     assert served.client.post(CHAT, json=QUESTION).status_code == 200
 
 
 def test_a_body_that_never_comes(make_settings: Callable[..., Settings], engine: FakeVLLM) -> None:
     with serving(make_settings(timeouts={"request_body_s": 0.2}), engine) as served:
-        host, _, port = served.url.removeprefix("http://").partition(":")
         for path in (CHAT, FEEDBACK):
-            with socket.create_connection((host, int(port)), timeout=5) as connection:
+            with socket.create_connection(served.address, timeout=5) as connection:
                 connection.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{{".encode())
                 answer = b"".join(iter(lambda: connection.recv(4096), b""))
             assert answer.startswith(b"HTTP/1.1 408 ")

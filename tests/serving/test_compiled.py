@@ -25,7 +25,8 @@ from pawl.schema import feedback_events
 from pawl.settings import DatabaseSettings
 from scripts.compile_hot_path import LIBRARY, MODULES, ROOT, missing_for_building
 from tests.fake_vllm import Behaviour, FakeVLLM
-from tests.servers import free_port, running
+from tests.gateway_configuration import configuration_of
+from tests.servers import running
 from tests.serving.gateway_process import GatewayProcess
 from tests.serving.talk import CHAT, QUESTION, STREAM, error_of, events_of, raw_request, text_of
 from tests.serving.waiting import eventually
@@ -86,13 +87,8 @@ def gateway(
     upgrade(database)
     engine = FakeVLLM("base-model")
     with running(engine.app) as engine_url, pytest.MonkeyPatch.context() as patched:
-        serving = {
-            "port": free_port(),
-            "fast_lane": request.param,
-            "models": {"assistant": {"engines": [engine_url], "champion": "base-model"}},
-        }
-        state = {"database": {"url": f"sqlite:///{directory}/shared.db"}, "state_dir": str(directory / "state")}
-        process = GatewayProcess(directory / "process", {**state, "serving": serving})
+        configuration = configuration_of(directory, engine_url, fast_lane=request.param)
+        process = GatewayProcess(directory / "process", configuration)
         patched.chdir(packages)  # Where Python looks for modules first.
         try:
             process.start()

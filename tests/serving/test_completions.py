@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -25,8 +26,9 @@ from tests.serving.waiting import eventually
 
 MakeSettings = Callable[..., Settings]
 
-SLACK_S = 2.0
+SLACK_S = 9.0
 """Of a machine that is busy with something else; without the gateway's doing, the engine would work on for longer."""
+WORKS_ON_S = 60.0
 
 
 def from_engine(served: Served, completion_id: str, body: dict[str, Any]) -> bytes:
@@ -70,11 +72,12 @@ def test_the_usage_chunk_nobody_asked_for_is_dropped_but_counted(served: Served)
 
 
 def test_the_first_chunk_comes_before_the_engine_has_finished(served: Served) -> None:
-    served.engine.behaviour.gap_s = 0.15
+    served.engine.behaviour.gap_s = 1.0
     with served.client.stream("POST", CHAT, json=STREAM) as response:
         chunks = response.iter_raw()
         assert b'"role":"assistant"' in next(chunks)
         assert served.engine.n_running == 1
+        served.engine.behaviour.gap_s = 0.0
         assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
 
 
@@ -158,9 +161,17 @@ def test_without_consent_no_text_is_kept(served: Served, is_stream: bool) -> Non
     files = [path for path in [*state.rglob("*"), *state.parent.glob("*.db*")] if path.is_file()]
     assert len(files) >= 3
     for path in files:
-        content = path.read_bytes()
+        content = content_of(path)
         assert asked.encode() not in content, path
         assert answered.encode() not in content, path
+
+
+def content_of(path: Path) -> bytes:
+    """Of a file that the gateway may remove or rename at any moment."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 @pytest.mark.parametrize("by_header", [False, True])
@@ -186,7 +197,7 @@ def test_a_regeneration_of_what_is_not_the_callers(served: Served, named: str, s
 
 
 def test_a_client_that_leaves_before_the_first_byte_stops_the_engine(served: Served) -> None:
-    served.engine.behaviour.delay_s = 4.0
+    served.engine.behaviour.delay_s = WORKS_ON_S
     with raw_request(served.url, QUESTION):
         eventually(lambda: served.engine.seen)
         left_at = time.monotonic()
@@ -197,7 +208,7 @@ def test_a_client_that_leaves_before_the_first_byte_stops_the_engine(served: Ser
 
 
 def test_a_client_that_leaves_in_mid_stream_stops_the_engine(served: Served) -> None:
-    served.engine.behaviour.gap_s = 4.0
+    served.engine.behaviour.gap_s = WORKS_ON_S
     with raw_request(served.url, STREAM) as connection:
         while b"data: " not in connection.recv(4096):
             pass
@@ -323,15 +334,15 @@ def test_a_dead_replica_is_passed_over(make_settings: MakeSettings, engine: Fake
 
 
 def test_an_engine_that_hangs(make_settings: MakeSettings, engine: FakeVLLM) -> None:
-    settings = make_settings(timeouts={"total_s": 0.5, "between_chunks_s": 0.2})
+    settings = make_settings(timeouts={"total_s": 3.0, "between_chunks_s": 1.0})
     with serving(settings, engine) as served:
         client = served.client
         before = upstream_errors("timeout")
-        engine.behaviour.delay_s = 2.0
+        engine.behaviour.delay_s = WORKS_ON_S
         response = client.post(CHAT, json=QUESTION)
         assert (response.status_code, error_of(response)["type"]) == (504, "server_error")
         assert (upstream_errors("timeout") - before, failures_in_a_row(served)) == (1, 1)
-        engine.behaviour.delay_s, engine.behaviour.gap_s = 0.0, 2.0
+        engine.behaviour.delay_s, engine.behaviour.gap_s = 0.0, WORKS_ON_S
         events = events_of(client.post(CHAT, json=STREAM).content)
         assert events[-1].startswith(b'{"error":')
         assert (upstream_errors("timeout") - before, failures_in_a_row(served)) == (2, 2)

@@ -448,11 +448,6 @@ async def test_an_engine_that_does_not_speak_tls() -> None:
 # Aborting.
 
 
-async def n_tasks_after_a_moment() -> int:
-    await a_moment()
-    return len(asyncio.all_tasks())
-
-
 async def test_abort_while_connecting() -> None:
     async with deaf_port() as port:
         pool = EnginePool(f"http://127.0.0.1:{port}", connect_s=60.0)
@@ -464,7 +459,9 @@ async def test_abort_while_connecting() -> None:
         for each in sent:
             each.abort()
             each.abort()
-        assert (await n_tasks_after_a_moment(), pool.n_open, told.events) == (n_tasks, 0, [])
+        await until(lambda: (len(asyncio.all_tasks()), pool.n_open) == (n_tasks, 0))
+        await a_moment()
+        assert told.events == []
         await pool.close()
 
 
@@ -536,8 +533,9 @@ async def test_a_large_request_to_an_engine_that_does_not_read_is_held_once_and_
     async with pool_before(unreading) as (pool, engine):
         told = Told()
         sent = post(pool, told, LARGE)
-        await until(lambda: engine.peers and pool.n_open == 1)
+        await until(lambda: engine.peers and sent.connection)
         await a_moment()
+        assert (pool.n_open, sent.connection is not None) == (1, True)
         assert sent.connection is not None
         assert 0 < sent.connection._transport.get_write_buffer_size() <= len(LARGE) + 1000
         sent.abort()

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -16,11 +15,11 @@ import sqlalchemy as sa
 
 from pawl.api_keys import ID_BYTES, SECRET_BYTES, key_text, make_key
 from pawl.database import open_database
-from pawl.schema import interactions
 from pawl.settings import DatabaseSettings, Settings
 from tests.fake_vllm import FakeVLLM
-from tests.servers import PostgreSQL, free_port
-from tests.serving.faulty_engine import drain_the_rest
+from tests.gateway_configuration import configuration_of
+from tests.servers import PostgreSQL
+from tests.serving.faulty_engine import stored_ids
 from tests.serving.gateway_process import GatewayProcess
 from tests.serving.keyed import add_key, bearer
 from tests.serving.talk import CHAT, QUESTION, STREAM
@@ -61,16 +60,10 @@ class Client(threading.Thread):
 def shared(own_postgresql: PostgreSQL, tmp_path: Path, engine_url: str) -> Iterator[tuple[GatewayProcess, str, str]]:
     """A gateway on a PostgreSQL that may be stopped, a good key, and the database's address."""
     url = own_postgresql.create_database("outage")
-    configuration: dict[str, Any] = {
+    configuration = configuration_of(tmp_path, engine_url, workers=N_WORKERS, limits={"store": "database"})
+    configuration |= {
         "database": {"url": url, "connect_timeout_s": 1.0, "pool_size": POOL_SIZE},
-        "state_dir": str(tmp_path / "state"),
         "auth": {"required": True, "key_cache_s": 1.0},
-        "serving": {
-            "limits": {"store": "database"},
-            "port": free_port(),
-            "workers": N_WORKERS,
-            "models": {"assistant": {"engines": [engine_url], "champion": "base-model"}},
-        },
     }
     key = add_key(Settings.model_validate(configuration), "infer")
     process = GatewayProcess(tmp_path, configuration)
@@ -87,6 +80,11 @@ def stranger() -> dict[str, str]:
     return bearer(key_text(make_key(os.urandom(ID_BYTES), os.urandom(SECRET_BYTES))))
 
 
+def status_of_a_stranger(process: GatewayProcess) -> int:
+    """What such a key is answered; a reading of the keys that takes too long is answered as an outage."""
+    return httpx2.post(process.url + CHAT, json=QUESTION, headers=stranger(), timeout=30).status_code
+
+
 def n_connections(url: str) -> int:
     """Connections of the gateway that the database counts."""
     database = open_database(DatabaseSettings(url=url))
@@ -94,18 +92,6 @@ def n_connections(url: str) -> int:
         with database.read() as connection:
             mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'outage' AND pid <> pg_backend_pid()"
             return int(connection.execute(sa.text(mine)).scalar_one())
-    finally:
-        database.close()
-
-
-def stored_ids(url: str, spool: Path | None = None) -> list[str]:
-    """The completions that the database has; with those that a stopped gateway left in its spool, if that is named."""
-    database = open_database(DatabaseSettings(url=url))
-    try:
-        if spool is not None:
-            drain_the_rest(spool, database)
-        with database.read() as connection:
-            return list(connection.execute(sa.select(interactions.c.completion_id)).scalars())
     finally:
         database.close()
 
@@ -120,13 +106,13 @@ def test_an_outage_under_load(
     try:
         eventually(lambda: all(client.answered for client in clients), within_s=30)
         before = n_connections(url)
-        assert httpx2.post(process.url + CHAT, json=QUESTION, headers=stranger(), timeout=30).status_code == 401
+        eventually(lambda: status_of_a_stranger(process) == 401)
         own_postgresql.stop()
         until = time.monotonic() + AWAY_S
         unknown: set[int] = set()
         n_at_stop = sum(len(client.answered) for client in clients)
         while time.monotonic() < until:
-            unknown.add(httpx2.post(process.url + CHAT, json=QUESTION, headers=stranger(), timeout=30).status_code)
+            unknown.add(status_of_a_stranger(process))
             assert httpx2.get(f"{process.url}/health/live", timeout=30).status_code == 200
             assert httpx2.get(f"{process.url}/health/ready", timeout=30).status_code == 200
         assert sum(len(client.answered) for client in clients) > n_at_stop

@@ -388,7 +388,7 @@ class EngineProcess:
 
     def kill(self) -> None:
         os.kill(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(60)
 
 
 ENGINE_SCRIPT = f"""

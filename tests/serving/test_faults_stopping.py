@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 import sqlalchemy as sa
 
 from feedback.interactions import Status
-from pawl.database import open_database, upgrade
+from pawl.database import open_database
 from pawl.schema import interactions
 from pawl.settings import DatabaseSettings
 from tests.fake_vllm import FakeVLLM
-from tests.servers import free_port
 from tests.serving.faulty_engine import drain_the_rest
-from tests.serving.gateway_process import GatewayProcess
+from tests.serving.gateway_process import process_in
 from tests.serving.talk import CHAT, STREAM, events_of
-from tests.serving.test_stopping import is_refused
+from tests.serving.test_supervisor import is_refused
 from tests.serving.waiting import eventually
 
 N_WORKERS = 2
@@ -37,18 +35,6 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         self.events = events_of(httpx2.post(self._url + CHAT, json=STREAM, timeout=120).content)
-
-
-def process_in(directory: Path, engine_url: str, **serving: Any) -> GatewayProcess:
-    """A gateway that has not been started, with an empty database."""
-    url = f"sqlite:///{directory}/shared.db"
-    database = open_database(DatabaseSettings(url=url))
-    upgrade(database)
-    database.close()
-    alias = {"engines": [engine_url], "champion": "base-model"}
-    serving = {"port": free_port(), "models": {"assistant": alias}, "workers": N_WORKERS, **serving}
-    configuration = {"database": {"url": url}, "state_dir": str(directory / "state"), "serving": serving}
-    return GatewayProcess(directory, configuration)
 
 
 def recorded(directory: Path) -> list[tuple[str, bool]]:
@@ -69,7 +55,7 @@ def test_streams_that_run_end_well_or_are_told(
 ) -> None:
     """Short ones end within the grace period; long ones are cut off when it is over, or at the second signal."""
     grace_s = 10.0 if n_signals == 1 else 120.0
-    process = process_in(tmp_path, engine_url, fast_lane=fast_lane, drain_grace_s=grace_s)
+    process = process_in(tmp_path, engine_url, workers=N_WORKERS, fast_lane=fast_lane, drain_grace_s=grace_s)
     try:
         process.start()
         eventually(lambda: len(process.ready_workers()) == N_WORKERS, within_s=60)

@@ -167,8 +167,7 @@ def test_nothing_is_mixed_up_and_nothing_is_left(make_settings: Callable[..., Se
         )
         with serving(settings, FakeVLLM()) as served:
             n_tasks = tasks_of(served.gateway) + 1
-            host, _, port = served.url.removeprefix("http://").partition(":")
-            found = asyncio.run(storm((host, int(port))))
+            found = asyncio.run(storm(served.address))
             await_base(served.gateway, n_tasks)
             journal = served.gateway.records.journal
             eventually(lambda: journal.size().rows == 0, within_s=60)

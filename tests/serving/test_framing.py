@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
-from pawl.settings import Settings
 from tests.fake_vllm import FakeVLLM
+from tests.gateway_configuration import settings_of
 from tests.servers import running
 from tests.serving.raw_server import connected, request, rest_of, said, served_raw
 from tests.serving.talk import CHAT, QUESTION
@@ -77,16 +77,7 @@ ATTACKS = {
 def address(
     tmp_path_factory: pytest.TempPathFactory, framing_engine: tuple[FakeVLLM, str]
 ) -> Iterator[tuple[str, int]]:
-    directory = tmp_path_factory.mktemp("framing")
-    alias = {"engines": [framing_engine[1]], "champion": "base-model"}
-    settings = Settings.model_validate(
-        {
-            "database": {"url": f"sqlite:///{directory}/shared.db"},
-            "state_dir": str(directory / "state"),
-            "serving": {"models": {"assistant": alias}},
-        }
-    )
-    with served_raw(settings) as found:
+    with served_raw(settings_of(tmp_path_factory.mktemp("framing"), framing_engine[1])) as found:
         yield found
 
 

@@ -25,14 +25,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from feedback.interactions import Status
-from feedback.store import rows_to_mine
 from monitoring.metrics import REGISTRY
 from pawl.audit import AuditEvent, latest_events
-from pawl.settings import GuardSettings, Settings
+from pawl.settings import GuardSettings
 from serving.guards.injection import INVISIBLE, find_injection, look_at
 from serving.guards.refusals import REFUSAL, refused_answer
 from serving.guards.texts import answer_texts, stream_texts, untrusted_texts
 from tests.fake_vllm import FakeVLLM
+from tests.feedback.whole_history import whole_history
+from tests.gateway_configuration import settings_of
 from tests.servers import free_port, running
 from tests.serving.conftest import Served, serving
 from tests.serving.guard_sentences import HELD_OUT, TUNED, Sentences
@@ -84,19 +85,8 @@ class Guarded:
 def guarded(tmp_path: Path, guards: Mapping[str, Any], *, fast_lane: bool = True) -> Iterator[Guarded]:
     engine, scorer = FakeVLLM("base-model"), Scorer()
     with running(engine.app) as engine_url, running(scorer.app) as scorer_url:
-        serving_settings = {
-            "port": free_port(),
-            "fast_lane": fast_lane,
-            "models": {"assistant": {"engines": [engine_url], "champion": "base-model"}},
-            "guards": {"scorer_url": scorer_url, "scorer_timeout_s": 10.0, **guards},
-        }
-        settings = Settings.model_validate(
-            {
-                "database": {"url": f"sqlite:///{tmp_path}/pawl.db"},
-                "state_dir": str(tmp_path / "state"),
-                "serving": serving_settings,
-            }
-        )
+        scored = {"scorer_url": scorer_url, "scorer_timeout_s": 10.0, **guards}
+        settings = settings_of(tmp_path, engine_url, fast_lane=fast_lane, guards=scored)
         with serving(settings, engine) as served:
             try:
                 yield Guarded(served, scorer)
@@ -442,5 +432,5 @@ def test_personal_data_is_taken_out_before_the_database(tmp_path: Path, fast_lan
         }
         assert g.client.post("/v1/feedback", json=said).status_code == 201
         database = g.served.gateway.database
-        event = eventually(lambda: rows_to_mine(database, "assistant")[1])[0]
+        event = eventually(lambda: whole_history(database, "assistant")[1])[0]
         assert (event.value, event.comment) == ("Call [PHONE_1].", "by [EMAIL_1]")

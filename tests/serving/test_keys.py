@@ -17,13 +17,13 @@ from structlog.testing import capture_logs
 from feedback.spool import Spool
 from monitoring.metrics import render
 from pawl import key_store
-from pawl.api_keys import KeyLimits, KeyRecord, Scope, cache_salt, digest_of, key_text, make_key
+from pawl.api_keys import KeyLimits, KeyRecord, cache_salt, digest_of, key_text, make_key
 from pawl.database import Database, open_database, upgrade
 from pawl.schema import api_keys, metadata
 from pawl.settings import DatabaseSettings
 from serving import keys
-from serving.errors import ApiError, Forbidden, Overloaded, Unauthorized
-from serving.keys import ANONYMOUS, KeyRing, require_scope
+from serving.errors import ApiError, Overloaded, Unauthorized
+from serving.keys import KeyRing
 from tests.servers import PostgreSQL
 from tests.serving.waiting import eventually
 
@@ -422,14 +422,3 @@ async def test_use_is_noted_about_every_ten_minutes(shared_keys: Interrupted, sp
     assert used == {record(1).id: clock.at, record(2).id: None}
     assert ring.known(header(1)) is None
     assert (await ring.look_up(header(1))).id == record(1).id
-
-
-def test_a_key_does_only_what_it_was_made_for() -> None:
-    key = replace(ANONYMOUS, scopes=frozenset({"metrics"}))
-    require_scope(key, Scope.METRICS)
-    with pytest.raises(Forbidden) as caught:
-        require_scope(key, Scope.ADMIN)
-    assert caught.value.status == 403
-    assert b'"type":"permission_error"' in caught.value.body()
-    for scope in Scope:
-        require_scope(ANONYMOUS, scope)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.serving.kill_ledger import run_ledger
 
 KILLS = 20
+pytestmark = pytest.mark.timeout(900)  # Twenty starts of a gateway; on a busy machine each takes several seconds.
 
 
 def test_nothing_acknowledged_is_lost_or_doubled(tmp_path: Path, database_url: str) -> None:

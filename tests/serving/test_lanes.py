@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pawl.settings import Settings
 from tests.fake_vllm import FakeVLLM
+from tests.gateway_configuration import settings_of
 from tests.serving.faulty_engine import FaultyEngine, answer_well, faulty_engine
 from tests.serving.raw_server import connected, request, rest_of, said, served_raw
 from tests.serving.talk import CHAT
@@ -38,17 +39,7 @@ class Lane:
 def lane(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lane]:
     directory = tmp_path_factory.mktemp("lanes")
     with faulty_engine(answer_well) as engine:
-        settings = Settings.model_validate(
-            {
-                "database": {"url": f"sqlite:///{directory}/shared.db"},
-                "state_dir": str(directory / "state"),
-                "serving": {
-                    "models": {"assistant": {"engines": [engine.url], "champion": "base-model"}},
-                    "fast_lane": request.param,
-                    "max_body_bytes": 300_000,
-                },
-            }
-        )
+        settings = settings_of(directory, engine.url, fast_lane=request.param, max_body_bytes=300_000)
         with served_raw(settings) as address:
             yield Lane(address, engine)
 
@@ -150,7 +141,11 @@ def test_a_connection_is_used_again(lane: Lane) -> None:
     with connected(lane.address) as connection:
         for n in range(20):
             connection.sendall(asking(f"mark-{n}"))
-            answer = connection.recv(65536)
+            answer = b""
+            while not answer.endswith(b"}}"):
+                part = connection.recv(65536)
+                assert part, n
+                answer += part
             assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
             assert f"mark-{n}".encode() in answer
             assert b"connection: close" not in answer

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from serving.fields.table import FIELDS_BY_ROUTE
-from serving.openapi import ERRORS, EXAMPLES, operations, statuses_of
-from serving.request_fields import parse_completion_request
+from serving.openapi import ERRORS, EXAMPLES, error_schema_of, operations, statuses_of
+from serving.request_fields import FieldLimits, parse_request
 from serving.routes import HOT_PATHS, ROUTES, RouteSpec, Scope
 from tests.serving.conftest import Served
 
@@ -52,12 +52,15 @@ def _references(node: Any) -> Iterator[str]:
             yield from _references(child)
 
 
-def test_every_error_has_the_one_shape(document: dict[str, Any]) -> None:
+def test_every_error_has_the_shape_of_its_family(document: dict[str, Any]) -> None:
     for spec, operation in operations(document):
         errors = {status: told for status, told in operation["responses"].items() if int(status) >= 400}
         assert set(errors) == {str(status) for status in statuses_of(spec)}, spec
         for told in errors.values():
-            assert told["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}
+            schema = {"$ref": f"#/components/schemas/{error_schema_of(spec.path)}"}
+            assert told["content"]["application/json"]["schema"] == schema
+        ours = spec.path.startswith(("/v1/", "/admin/", "/health/", "/metrics"))
+        assert (error_schema_of(spec.path) == "Error") == ours
     assert "HTTPValidationError" not in json.dumps(document)
 
 
@@ -104,7 +107,7 @@ def test_completion_routes_name_every_field_they_take(document: dict[str, Any], 
 @pytest.mark.parametrize("route", EXAMPLES)
 def test_the_examples_are_good_requests(route: str) -> None:
     raw = json.dumps(EXAMPLES[route]).encode()
-    assert parse_completion_request(raw, route, max_depth=64, max_choices=8).alias == "assistant"
+    assert parse_request(raw, route, FieldLimits()).alias == "assistant"
 
 
 def test_the_docs_page_shows_it(served: Served) -> None:

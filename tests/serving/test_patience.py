@@ -138,7 +138,7 @@ def test_an_answer_that_is_still_being_read_is_not_cut_off(
 ) -> None:
     with faulty_engine(at_length) as engine:
         settings = make_settings(model={"engines": [engine.url]}, fast_lane=fast_lane, timeouts={"idle_s": 0.3})
-        with serving(settings, FakeVLLM()) as served, slow_reader(at(served.url), QUESTION) as connection:
+        with serving(settings, FakeVLLM()) as served, slow_reader(served.address, QUESTION) as connection:
             eventually(lambda: engine.asked and not served.gateway.relay.calls)
             time.sleep(1.5)  # Longer than a connection may be idle.
             assert_read_to_its_end(connection)
@@ -150,9 +150,9 @@ def test_an_answer_that_is_still_being_read_makes_no_room(
 ) -> None:
     with faulty_engine(at_length) as engine:
         settings = make_settings(model={"engines": [engine.url]}, fast_lane=fast_lane, max_connections=1)
-        with serving(settings, FakeVLLM()) as served, slow_reader(at(served.url), QUESTION) as connection:
+        with serving(settings, FakeVLLM()) as served, slow_reader(served.address, QUESTION) as connection:
             eventually(lambda: engine.asked and not served.gateway.relay.calls)
-            assert said(at(served.url), b"").startswith(b"HTTP/1.1 503 ")
+            assert said(served.address, b"").startswith(b"HTTP/1.1 503 ")
             assert_read_to_its_end(connection)
 
 
@@ -164,12 +164,6 @@ def assert_read_to_its_end(connection: socket.socket) -> None:
         assert part
         received += part
     assert received.count(b"x" * 1000) == len(LARGE) // 1000
-
-
-def at(url: str) -> tuple[str, int]:
-    """The address in a URL."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    return host, int(port)
 
 
 def test_a_fault_at_one_connection_does_not_end_the_limits(

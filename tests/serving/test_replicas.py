@@ -169,6 +169,12 @@ def shown(replica: Replica, alias: str = "assistant") -> float | None:
     return REGISTRY.get_sample_value("pawl_engine_ejected", {"model": alias, "replica": replica.url})
 
 
+def views(replica: Replica, alias: str = "assistant") -> tuple[float | None, ...]:
+    """How many processes have it in service, and out."""
+    labels = {"model": alias, "replica": replica.url}
+    return tuple(REGISTRY.get_sample_value("pawl_engine_views", labels | {"state": state}) for state in ("in", "out"))
+
+
 def test_an_ejection_shows_while_it_lasts_and_tells_the_capacity() -> None:
     clock = Clock()
     replicas = make_set(2, clock)
@@ -178,6 +184,7 @@ def test_an_ejection_shows_while_it_lasts_and_tells_the_capacity() -> None:
     assert (shown(best), picked(replicas, 7)) == (0, best)
     eject(best)
     assert (shown(best), picked(replicas, 7)) == (1, other)
+    assert (views(best), views(other)) == ((0, 1), (1, 0))
     clock.now_s += RULES.eject_s
     replicas.tick()
     assert (shown(best), shown(other)) == (0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from serving.engine_process import is_healthy
 from serving.stack import Stack, restart_pause_s
 from tests.servers import free_port
 from tests.serving.test_engine_process import DIES, HEALTHY, PREAMBLE, SILENT
+from tests.serving.waiting import eventually
 
 
 @pytest.fixture
@@ -44,7 +46,8 @@ def test_an_engine_that_fails_to_restart_is_tried_again(stack: Stack, monkeypatc
     stand_in(stack, HEALTHY)
     stack.restart_engine()
     assert stack.engine is not None
-    assert is_healthy(stack.engine.url)
+    url = stack.engine.url
+    eventually(lambda: is_healthy(url))
 
 
 def test_pauses_grow_to_a_limit() -> None:
@@ -71,7 +74,10 @@ def test_no_log_is_left_open(stack: Stack) -> None:
 
 
 def open_logs() -> list[str]:
-    links = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    links: list[Path] = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # Other threads close theirs meanwhile.
+            links.append(path.readlink())
     return [str(link) for link in links if link.name == "engine.log"]
 
 

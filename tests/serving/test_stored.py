@@ -32,6 +32,8 @@ from feedback.store import (
 from pawl import ids
 from pawl.database import Database, open_database, upgrade
 from pawl.settings import DatabaseSettings
+from serving import stored_api
+from tests.pawl import records
 from tests.serving.conftest import Served
 from tests.serving.talk import CHAT, QUESTION, error_of
 
@@ -45,58 +47,20 @@ def interaction(secret: bytes = SECRET, at: float = LONG_AGO, user: str = "", **
     owner = ids.Principal(changes.get("key_id", ""), user)
     suffix = ids.make_completion_suffix(secret, ids.uuid7(at, os.urandom(10)), owner)
     facts: dict[str, Any] = {
-        "id": suffix,
-        "completion_id": f"chatcmpl-{suffix}",
-        "route": "chat.completions",
         "created_at": at,
-        "alias": "assistant",
-        "key_id": "",
         "user_id": user or None,
         "unit_id": user or "nobody",
-        "experiment": None,
-        "assigned_variant": "control",
-        "served_variant": "control",
-        "probability": 1.0,
-        "is_analysed": False,
-        "phase": 0,
-        "route_version": 0,
-        "model": "base-model",
-        "regenerate_of": None,
-        "prompt": ({"role": "user", "content": "When do I water roses?"},),
-        "prompt_sha": "0" * 64,
-        "completion": {"role": "assistant", "content": "In the morning."},
-        "parameters": {},
-        "finish_reason": "stop",
-        "status": Status.OK,
-        "http_status": 200,
-        "is_complete": True,
-        "is_stored": True,
         "prompt_tokens": 7,
-        "completion_tokens": 5,
         "latency_ms": 1.0,
         "first_byte_ms": None,
     }
-    return Interaction(**(facts | changes))
+    return records.interaction(suffix, **(facts | changes))
 
 
 def said(about: Interaction, kind: str, value: Any, at: float = LONG_AGO + 1, **texts: Any) -> FeedbackEvent:
     """Feedback on a completion."""
-    facts: dict[str, Any] = {
-        "id": ids.uuid7(at, os.urandom(10)),
-        "feedback_id": ids.feedback_id(kind, about.id),
-        "interaction_id": about.id,
-        "completion_id": about.completion_id,
-        "type": kind,
-        "value": value,
-        "is_retraction": False,
-        "reason": None,
-        "comment": None,
-        "tags": None,
-        "key_id": "",
-        "user_id": about.user_id,
-        "created_at": at,
-    }
-    return FeedbackEvent(**(facts | texts))
+    facts: dict[str, Any] = {"id": ids.uuid7(at, os.urandom(10)), "user_id": about.user_id, "created_at": at}
+    return records.feedback(about.id, kind, value, **(facts | texts))
 
 
 def save(database: Database, *found: Interaction, events: tuple[FeedbackEvent, ...] = ()) -> None:
@@ -162,7 +126,9 @@ def sqlite(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(kept=st.dictionaries(NASTY, NASTY, max_size=3), asked=st.dictionaries(NASTY, NASTY, min_size=1, max_size=2))
 def test_metadata_finds_exactly_those_that_have_it(
     sqlite: Database, kept: dict[str, str], asked: dict[str, str]
@@ -378,7 +344,8 @@ def test_an_old_id_that_nobody_knows_is_gone_for_good(served: Served) -> None:
     assert get_interaction(served.gateway.database, unknown.id) is None
 
 
-def test_a_young_id_may_still_be_on_its_way(served: Served) -> None:
+def test_a_young_id_may_still_be_on_its_way(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_api, "WAIT_S", 0.1)
     young = interaction(served.gateway.secret, at=served.gateway.clock())
     answer = served.client.get(f"{CHAT}/{young.completion_id}")
     assert answer.status_code == 404

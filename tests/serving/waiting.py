@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T | None], *, within_s: float = 10.0) -> T:
+def eventually(look: Callable[[], T | None], *, within_s: float = 30.0) -> T:
     """What `look` finds, asked again until it finds something."""
     deadline = time.monotonic() + within_s
     while not (found := look()):
