@@ -23,6 +23,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,7 +56,8 @@ HOLD_S = 0.001
 records as for fifty. PostgreSQL does the same with `commit_siblings` and `commit_delay`; here the hold ends with the
 first turn of the loop that brings no more, so nobody waits while there is nothing else to do."""
 RESTART_S = 0.5
-"""A writer that has ended by itself is replaced after this time."""
+LONGEST_PAUSE_S = 10.0
+"""A writer that has ended by itself is replaced after this time; one after another, after ever longer ones."""
 LOCK_PATIENCE_S = 1.0
 """A drain that looks whether this directory is abandoned holds the lock for a moment."""
 
@@ -117,6 +119,8 @@ class Journal:
         self._hold_until = 0.0
         self._n_held = 0
         self._ended: list[Carrier] = []
+        self._opening: Future[Line] | None = None
+        self._restart_pause_s = RESTART_S
         self._line: Line | None = self._open_line()
 
     @property
@@ -190,9 +194,13 @@ class Journal:
     def _send(self, line: Line, group: Group) -> None:
         self._sent.append(group)
         self._written_since = self._clock()
-        with suppress(BrokenPipeError):  # Its last word is on the way to `_hear`.
-            if not line.send(group.parts, group.n_bytes, group.last_seq) and self._loop is not None:
-                self._loop.add_writer(line.sending, self._send_rest)
+        try:
+            is_sent = line.send(group.parts, group.n_bytes, group.last_seq)
+        except OSError:
+            self._writer_ended(line)
+            return
+        if not is_sent and self._loop is not None:
+            self._loop.add_writer(line.sending, self._send_rest)
 
     def _send_rest(self) -> None:
         line, loop = self._line, self._loop
@@ -200,8 +208,9 @@ class Journal:
         assert loop is not None
         try:
             is_sent = line.send_rest()
-        except BrokenPipeError:
-            is_sent = True
+        except OSError:
+            self._writer_ended(line)
+            return
         if is_sent:
             loop.remove_writer(line.sending)
 
@@ -213,7 +222,7 @@ class Journal:
             self._writer_ended(self._line)
             return
         for state in states:
-            if group := self._note(state):
+            if self._line is not None and (group := self._note(state)):
                 self._collect(group, state.is_kept)
 
     def _note(self, state: State) -> Group | None:
@@ -222,6 +231,7 @@ class Journal:
         if before.is_healthy and not state.is_healthy:
             log.error("journal_unwritable", directory=str(self.directory), reason=os.strerror(state.error))
         elif state.is_healthy and not before.is_healthy:
+            self._restart_pause_s = RESTART_S
             log.info("journal_writable_again", directory=str(self.directory))
         if not state.is_answer:
             return None
@@ -274,21 +284,31 @@ class Journal:
         self._ended.append(line.carrier)
         self._state = self._state._replace(is_healthy=False, error=errno.EPIPE)
         self._written_since = 0.0
-        self._loop.call_later(RESTART_S, self._restart)
+        self._loop.call_later(self._restart_pause_s, self._restart)
+        self._restart_pause_s = min(2 * self._restart_pause_s, LONGEST_PAUSE_S)
         for group in self._take_all():
             self._tell(group, False)
         self._is_busy = False
 
     def _restart(self) -> None:
+        """Start another one, on a thread: a system without memory may take long over it."""
         if self._is_closed or self._loop is None:
             return
         self._ended = [carrier for carrier in self._ended if not carrier.join(0.0)]
-        try:
-            self._line = self._open_line()
-        except OSError as exc:
-            log.error("journal_writer_not_started", reason=exc.strerror)
-            self._loop.call_later(RESTART_S, self._restart)
+        threads = ThreadPoolExecutor(1, thread_name_prefix="journal-start")
+        self._opening = threads.submit(self._open_line)
+        threads.shutdown(wait=False)
+        asyncio.wrap_future(self._opening, loop=self._loop).add_done_callback(self._install)
+
+    def _install(self, opening: asyncio.Future[Line]) -> None:
+        if self._is_closed or self._loop is None or opening.cancelled():
+            return  # `close` looks after the line.
+        self._opening = None
+        if error := opening.exception():
+            log.error("journal_writer_not_started", reason=str(error))
+            self._loop.call_later(self._restart_pause_s, self._restart)
             return
+        self._line = opening.result()
         self._loop.add_reader(self._line.hearing, self._hear)
 
     def _take_all(self) -> list[Group]:
@@ -308,29 +328,38 @@ class Journal:
 
     def close(self) -> None:
         """Commit what waits, then stop. Safe to call twice. Every `done` was called, or is the running loop's next."""
-        if not self._is_closed:
-            self._stop_taking()
-            for carrier in self._ended:
-                carrier.join(HANGING_S)
-            line, self._line = self._line, None
-            if line is not None:
-                self._finish(line)
-                line.close()
-                if not line.carrier.join(HANGING_S):
-                    log.error("journal_hangs", directory=str(self.directory))
-                    return
+        if self._is_closed:
+            return
+        if not self._stop_taking():
+            log.error("journal_hangs", directory=str(self.directory))
+            return
+        lines = [line for line in (self._line, self._line_being_opened()) if line is not None]
+        for line in lines:
+            self._finish(line)
+            line.close()
+        self._line = None
+        if all(carrier.join(HANGING_S) for carrier in (*self._ended, *(line.carrier for line in lines))):
             self._lock_file.close()
+        else:
+            log.error("journal_hangs", directory=str(self.directory))
 
-    def _stop_taking(self) -> None:
-        """End the appending on the loop's own thread, so that no record slips in between."""
+    def _line_being_opened(self) -> Line | None:
+        """The line to a writer that replaces one that has ended, if it is under way just now."""
+        if self._opening is not None:
+            with suppress(OSError, RuntimeError, TimeoutError):
+                return self._opening.result(HANGING_S)
+        return None
+
+    def _stop_taking(self) -> bool:
+        """End the appending on the loop's own thread, so that no record slips in between; whether that was done."""
         loop = self._loop
         if loop is None or not loop.is_running() or asyncio._get_running_loop() is loop:
             self._take_no_more()
-            return
+            return True
         is_over = threading.Event()
         loop.call_soon_threadsafe(self._take_no_more)
         loop.call_soon_threadsafe(is_over.set)
-        is_over.wait(CLOSE_PATIENCE_S)
+        return is_over.wait(CLOSE_PATIENCE_S)
 
     def _take_no_more(self) -> None:
         self._is_closed = True
@@ -349,10 +378,13 @@ class Journal:
                 line.wait(until - time.monotonic())
                 line.send_rest()
                 self._report_answered(line.hear(), groups)
-        except (BrokenPipeError, EOFError):
+        except OSError:
+            with suppress(EOFError):  # It said something before it ended.
+                self._report_answered(line.hear(), groups)
+        except EOFError:
             log.error("journal_writer_ended", directory=str(self.directory))
-            for group in groups:
-                self._report(group, False)
+        for group in groups:
+            self._report(group, False)
 
     def _report_answered(self, states: Iterable[State], groups: deque[Group]) -> None:
         for state in states:

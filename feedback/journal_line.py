@@ -13,8 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol
 
 from feedback.journal_writer import GROUP, STATE, Plan, State, work
@@ -23,6 +24,17 @@ from pawl.clock import Clock
 PIPE_BYTES = 1024 * 1024
 """Groups are seldom larger; what does not fit waits here until the writer has taken what does."""
 HEARD_BYTES = 64 * STATE.size
+
+
+@contextmanager
+def closed_on_failure(*descriptors: int) -> Iterator[None]:
+    """Close these if the block fails."""
+    try:
+        yield
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
 
 
 class Carrier(Protocol):
@@ -44,7 +56,8 @@ class ThreadCarrier:
         self._thread = threading.Thread(
             target=work, args=(plan, incoming, outgoing, clock), name="journal-writer", daemon=True
         )
-        self._thread.start()
+        with closed_on_failure(incoming, outgoing):
+            self._thread.start()
 
     def join(self, timeout_s: float) -> bool:
         """See `Carrier`."""
@@ -90,43 +103,53 @@ class Line:
     """This side of the pipes. Nothing blocks but `wait` and `close`."""
 
     def __init__(self, start_writer: StartWriter, plan: Plan, lock: int) -> None:
+        """
+        Raises:
+            OSError, RuntimeError: the system has no room for another writer, or no descriptors.
+        """
         incoming, self.sending = os.pipe()
-        self.hearing, outgoing = os.pipe()
-        os.set_blocking(self.sending, False)
-        os.set_blocking(self.hearing, False)
-        with suppress(OSError):  # Users may have used up what the system grants them: then the pipe stays small.
-            fcntl.fcntl(self.sending, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        self._unsent = b""
-        self.carrier = start_writer(plan, incoming, outgoing, lock)
+        with ExitStack() as on_failure:
+            on_failure.callback(os.close, self.sending)
+            with closed_on_failure(incoming):
+                self.hearing, outgoing = os.pipe()
+            on_failure.callback(os.close, self.hearing)
+            os.set_blocking(self.sending, False)
+            os.set_blocking(self.hearing, False)
+            with suppress(OSError):  # Users may have used up what the system grants them: then the pipe stays small.
+                fcntl.fcntl(self.sending, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            self.carrier = start_writer(plan, incoming, outgoing, lock)
+            on_failure.pop_all()
+        self._unsent: deque[memoryview] = deque()
 
     def send(self, parts: Sequence[bytes], n_bytes: int, last_seq: int) -> bool:
         """Send a group; False if part of it has to wait for `send_rest`.
 
         Raises:
-            BrokenPipeError: nobody is there any more.
+            OSError: nobody is there any more, or the system is out of memory.
         """
         whole = (GROUP.pack(n_bytes, last_seq), *parts)
-        if self._unsent:
-            self._unsent += b"".join(whole)
-            return False
-        try:
-            n_sent = os.writev(self.sending, whole)
-        except BlockingIOError:
-            n_sent = 0
-        if n_sent == n_bytes + GROUP.size:
-            return True
-        self._unsent = b"".join(whole)[n_sent:]
+        n_sent = 0
+        if not self._unsent:
+            with suppress(BlockingIOError):
+                n_sent = os.writev(self.sending, whole)
+            if n_sent == n_bytes + GROUP.size:
+                return True
+        self._unsent.append(memoryview(b"".join(whole))[n_sent:])
         return False
 
     def send_rest(self) -> bool:
         """Send what had to wait, as far as it goes now; whether that was all.
 
         Raises:
-            BrokenPipeError: nobody is there any more.
+            OSError: as above.
         """
+        unsent = self._unsent
         with suppress(BlockingIOError):
-            self._unsent = self._unsent[os.write(self.sending, self._unsent) :]
-        return not self._unsent
+            while unsent:
+                unsent[0] = unsent[0][os.write(self.sending, unsent[0]) :]
+                if not unsent[0]:
+                    unsent.popleft()
+        return not unsent
 
     def hear(self) -> list[State]:
         """What the writer has said since.

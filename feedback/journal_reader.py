@@ -112,14 +112,22 @@ def _is_frame(descriptor: int, place: Position, offset: int) -> bool:
 
 
 def last_seq(directory: Path) -> int:
-    """The last record in a journal that nobody writes, or the last one drained."""
+    """The last record in a journal that nobody writes, or the last one drained.
+
+    A segment without frames says only which record was acknowledged before it: an earlier one may hold later records,
+    which the disk took and refused at once, and whose numbers must not be used again.
+    """
     position = read_position(directory) or NOWHERE
+    newest = position.seq
     for number in reversed(segment_numbers(directory)):
         with opened(segment_path(directory, number)) as descriptor:
             place = place_in(descriptor, number, position)
-            if place is not None:
-                return max(position.seq, _end_of(descriptor, place).seq)
-    return position.seq
+            end = None if place is None else _end_of(descriptor, place)
+        if place is not None and end is not None:
+            newest = max(newest, end.seq)
+            if end.offset > place.offset:
+                break
+    return newest
 
 
 def _end_of(descriptor: int, place: Position) -> Position:

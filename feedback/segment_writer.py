@@ -81,7 +81,8 @@ class SpareKeeper:
         self.has_spare = (self._directory / SPARE).exists()
         if not self.has_spare:
             is_new_allowed = self._n_bytes + self._segment_bytes <= self._max_bytes
-            self.has_spare = make_spare(self._directory, self._segment_bytes if is_new_allowed else 0)
+            n_bytes = self._segment_bytes if is_new_allowed else 0
+            self.has_spare = make_spare(self._directory, n_bytes, goes_on=lambda: not self._is_closed)
 
 
 class SegmentWriter:

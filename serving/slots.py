@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from feedback.errors import SpoolUnavailable
+from feedback.journal import LOCK_PATIENCE_S
+from feedback.segment_files import LOCK, hold
+
 START_LOCK = "start.lock"
 
 
@@ -25,11 +29,27 @@ def starting_alone(directory: Path) -> Iterator[None]:
 
 
 def free_spool(directory: Path, port: int) -> Path:
-    """The first spool file of this port that no living process holds; ask while starting alone."""
+    """The first spool file of this port that no living process holds; ask while starting alone.
+
+    The writer of a gateway's journal may outlive it for a while, and on a disk that hangs for long.
+    """
     slot = 0
-    while is_held(path := spool_file(directory, port, slot)):
+    while is_held(path := spool_file(directory, port, slot)) or is_written(directory / path.stem):
         slot += 1
     return path
+
+
+def is_written(journal: Path) -> bool:
+    """Whether somebody writes in a journal's directory, or has for a second not been done with it."""
+    try:
+        handle = (journal / LOCK).open("r")
+    except OSError:
+        return False  # There is none yet; or it cannot be used, which is for the journal to say.
+    try:
+        hold(handle, journal, patience_s=LOCK_PATIENCE_S).close()
+    except SpoolUnavailable:
+        return True
+    return False
 
 
 def spool_file(directory: Path, port: int, slot: int) -> Path:

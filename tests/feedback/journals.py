@@ -9,7 +9,7 @@ from typing import Any
 
 from feedback.journal import Journal
 from feedback.journal_reader import JournalReader
-from feedback.segments import Frame
+from feedback.segments import FRAME, HEADER_BYTES, Frame, scan_frames, unpack_header
 
 SEGMENT_BYTES = 16 * 1024
 MAX_BYTES = 16 * 1024 * 1024
@@ -54,3 +54,21 @@ def everything_in(reader: JournalReader) -> list[Frame]:
 def names_in(directory: Path) -> list[bytes]:
     """Of the records that a drain would take, in order."""
     return [frame.meta for frame in everything_in(JournalReader(directory))]
+
+
+def frame_offsets(path: Path) -> list[int]:
+    """Where the frames of a segment begin, and where the last ends."""
+    data = path.read_bytes()
+    header = unpack_header(data)
+    assert header is not None
+    offsets = [HEADER_BYTES]
+    for frame in scan_frames(data[HEADER_BYTES:], header.salt, header.follows, 1000).frames:
+        size = FRAME.size + 4 + len(frame.meta) + len(frame.request) + len(frame.response)
+        offsets.append(offsets[-1] + size)
+    return offsets
+
+
+def overwrite(path: Path, offset: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)

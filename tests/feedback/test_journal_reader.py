@@ -24,7 +24,17 @@ from feedback.segments import (
     unpack_header,
     unsealed,
 )
-from tests.feedback.journals import SEGMENT_BYTES, everything_in, keep, keep_all, names, names_in, open_journal
+from tests.feedback.journals import (
+    SEGMENT_BYTES,
+    everything_in,
+    frame_offsets,
+    keep,
+    keep_all,
+    names,
+    names_in,
+    open_journal,
+    overwrite,
+)
 
 SALT = b"salt\x00\xff12"
 PARTS = st.tuples(st.binary(max_size=60), st.binary(max_size=60), st.binary(max_size=60))
@@ -102,24 +112,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def journal_copy(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "copy"))
-
-
-def frame_offsets(path: Path) -> list[int]:
-    """Where the frames of a segment begin, and where the last ends."""
-    data = path.read_bytes()
-    header = unpack_header(data)
-    assert header is not None
-    offsets = [HEADER_BYTES]
-    for frame in scan_frames(data[HEADER_BYTES:], header.salt, header.follows, 1000).frames:
-        size = FRAME.size + 4 + len(frame.meta) + len(frame.request) + len(frame.response)
-        offsets.append(offsets[-1] + size)
-    return offsets
-
-
-def overwrite(path: Path, offset: int, content: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(content)
 
 
 async def test_a_writer_goes_on_after_a_torn_tail(journal_copy: Path) -> None:

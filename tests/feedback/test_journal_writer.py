@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import psutil
@@ -14,11 +15,11 @@ import pytest
 
 from feedback.errors import SpoolUnavailable
 from feedback.journal import Journal
-from feedback.journal_line import PIPE_BYTES, ProcessCarrier, as_process
+from feedback.journal_line import PIPE_BYTES, Carrier, ProcessCarrier, as_process
 from feedback.journal_writer import GROUP, Plan, work
-from feedback.segment_files import LOCK, lock
-from feedback.segments import CRC_BYTES, FRAME
-from tests.feedback.journals import keep, keep_all, names, names_in, open_journal
+from feedback.segment_files import LOCK, begin_segment, lock, segment_numbers, segment_path
+from feedback.segments import CRC_BYTES, FRAME, Header, unpack_header
+from tests.feedback.journals import frame_offsets, keep, keep_all, names, names_in, open_journal, overwrite
 from tests.serving.waiting import eventually
 
 MIB = 1024 * 1024
@@ -52,7 +53,7 @@ async def test_groups_larger_than_the_pipe(tmp_path: Path) -> None:
 
 
 async def test_closing_sends_what_waits_to_the_process(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path / "j", start_writer=as_process)
+    journal = open_journal(tmp_path / "j", start_writer=as_process, segment_bytes=MIB)
     answers: list[bool] = []
     for name in names(0, 1200):
         journal.append(name, b"q" * 3000, b"", answers.append)
@@ -117,6 +118,58 @@ def test_a_gateway_that_is_killed_leaves_no_writer_and_no_lock(tmp_path: Path) -
     eventually(lambda: not psutil.pid_exists(writer), within_s=60)
     lock(tmp_path / "j" / LOCK).close()
     assert names_in(tmp_path / "j") == [b"kept"]
+
+
+async def test_writers_that_cannot_be_started_cost_nothing(tmp_path: Path) -> None:
+    """No descriptor is left open by an attempt, and there is another one."""
+    attempts: list[int] = []
+
+    def start(plan: Plan, incoming: int, outgoing: int, lock: int) -> Carrier:
+        attempts.append(n_descriptors())
+        if 1 < len(attempts) < 5:
+            os.close(incoming)
+            os.close(outgoing)
+            raise RuntimeError("can't start new thread")
+        return as_process(plan, incoming, outgoing, lock)
+
+    journal = open_journal(tmp_path / "j", start_writer=start)
+    assert await keep(journal, b"before")
+    n_before = n_descriptors()
+    os.kill(writer_of(journal), signal.SIGKILL)
+    await asyncio.to_thread(eventually, lambda: len(attempts) > 4 and journal.is_healthy, within_s=60)
+    assert await keep(journal, b"after")
+    assert n_descriptors() <= n_before
+    journal.close()
+    assert names_in(tmp_path / "j") == [b"before", b"after"]
+
+
+def n_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_records_that_were_refused_take_no_later_ones_with_them(tmp_path: Path) -> None:
+    """They are on disk, behind the last acknowledged one, and the newest segment says nothing of them."""
+    directory = tmp_path / "j"
+    journal = open_journal(directory, start_writer=as_process)
+    assert all(await keep_all(journal, names(0, 5)))
+    journal.close()
+    (number,) = segment_numbers(directory)
+    header = unpack_header(segment_path(directory, number).read_bytes())
+    assert header is not None
+    salt = header.salt
+    refused = b"".join(frame_of(salt, seq) for seq in (6, 7, 8))
+    overwrite(segment_path(directory, number), frame_offsets(segment_path(directory, number))[-1], refused)
+    begin_segment(directory, Header(salt, number + 1, 5, MIB, 0.0))
+    again = open_journal(directory, start_writer=as_process)
+    assert all(await keep_all(again, names(10, 21)))
+    again.close()
+    kept = names_in(directory)
+    assert [name for name in kept if name != b"refused"] == names(0, 5) + names(10, 21)
+
+
+def frame_of(salt: bytes, seq: int) -> bytes:
+    frame = FRAME.pack(salt, seq, 0.0, len(b"refused"), 0, 0) + b"refused"
+    return frame + zlib.crc32(frame).to_bytes(CRC_BYTES, "little")
 
 
 @pytest.mark.parametrize("n_sent", [0, 7, GROUP.size, GROUP.size + 50])
