@@ -100,10 +100,10 @@ def made_at(suffix: str) -> float:
 
 
 def is_letter_of(person: Person, secret: bytes, payload: str) -> bool:
-    """Whether a record that was put aside is this person's: one that cannot be read is, if the name is in it."""
+    """Whether a record that was put aside is this person's: an unreadable one is, if a string in it is their name."""
     owner = owner_in(payload.partition("\n")[0])
     if owner is None:
-        return any(name in payload for name in spellings(person.user))
+        return any(f'"{name}"' in payload for name in spellings(person.user))
     if owner.at > person.until or person.key_id not in (None, owner.key_id):
         return False
     return owner.user == person.user or is_owner(secret, owner.suffix or "", owner.key_id, person.user)

@@ -4,13 +4,18 @@ The files are kept for the sake of the rows that stay: an unfinished run goes on
 explained. A manifest's hash is that of what was trained on; marked `erased`, it no longer promises that the file beside
 it has that hash. The mark is made before the first row goes, and the files that rows are recognised by are changed
 last, so whoever is interrupted finds everything again.
+
+A round writes these files while people are erased. Both do so alone, the round from reading to writing: so an erasure
+sees a step's files whole or not at all, and the round looks for who was erased meanwhile when they are there.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +43,8 @@ ANSWERS = Path("evaluate", "answers.jsonl")
 """Quotes prompts of the hold-out, under names of its own."""
 OPAQUE = (".parquet", ".arrow")
 """Data that is only removed as a whole."""
+PART = ".part"
+"""At the end of the name of a file that is being written."""
 LOOK_UP_ROWS = 500
 
 
@@ -86,11 +93,31 @@ def erase_in_runs(runs_dir: Path, pick: Pick, now: float) -> dict[str, int]:
     return {run: n for run, n in found.items() if n}
 
 
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Nobody else changes this run's files meanwhile."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(run.with_name(f".{run.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 def erase_in_run(run: Path, pick: Pick, now: float) -> int:
     """The same for one run."""
+    with alone_in(run):
+        for part in run.rglob(f"*.jsonl{PART}"):
+            part.unlink()  # Its writer was killed, or it would not be alone.
+        return _erase_alone(run, pick, now)
+
+
+def _erase_alone(run: Path, pick: Pick, now: float) -> int:
     files = sorted(run.rglob("*.jsonl"), key=lambda path: (path.parent.name == MINED, path))
     gone = {one for path in files for one in picked(path, pick)}
     if not gone:
+        drop_late_answers(run)
         return 0
     n_trained = mark_manifest(run / "build" / "manifest.json", gone, now)
     for path in data_files(run):
@@ -106,6 +133,20 @@ def data_files(run: Path) -> list[Path]:
     """What cannot be changed row by row."""
     opaque = [path for path in run.rglob("*") if path.suffix in OPAQUE]
     return [*opaque, run / ANSWERS] if (run / ANSWERS).exists() else opaque
+
+
+def drop_late_answers(run: Path) -> None:
+    """Somebody may have been erased from the hold-out when it had been read, and before it was quoted."""
+    path = run / "build" / "manifest.json"
+    if (run / ANSWERS).exists() and path.exists():
+        manifest = json.loads(path.read_text())
+        if not erased_of(manifest).isdisjoint(manifest.get("holdout_ids", ())):
+            (run / ANSWERS).unlink()
+
+
+def erased_of(manifest: Mapping[str, Any]) -> set[str]:
+    """The pairs that have ever been erased from a training set."""
+    return set(manifest.get("erased", {}).get("pair_ids", ()))
 
 
 def picked(path: Path, pick: Pick) -> set[str]:
@@ -144,22 +185,23 @@ def rewrite_without(path: Path, gone: Collection[str]) -> None:
     write_whole(path, kept)
 
 
-def mark_manifest(path: Path, gone: Iterable[str], now: float) -> int:
-    """Say in a training set's manifest which pairs are no longer there; how many of them were trained on."""
+def mark_manifest(path: Path, gone: Collection[str], now: float) -> int:
+    """Say in a training set's manifest which pairs are no longer there; how many of `gone` were trained on."""
     if not path.exists():
         return 0
     manifest = json.loads(path.read_text())
     known = {*manifest.get("pair_ids", ()), *manifest.get("holdout_ids", ())}
-    before = set(manifest.get("erased", {}).get("pair_ids", ()))
+    before = erased_of(manifest)
     erased = before | known.intersection(gone)
     if erased != before:
         manifest["erased"] = {"at": now, "pair_ids": sorted(erased)}
         write_whole(path, [json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n"])
-    return len(erased.intersection(manifest.get("pair_ids", ())))
+    return len(set(gone).intersection(manifest.get("pair_ids", ())))
 
 
 def write_whole(path: Path, lines: Iterable[str]) -> None:
-    part = path.with_name(path.name + ".part")
+    """The file is the old one, or the new one; it is on disk afterwards."""
+    part = path.with_name(path.name + PART)
     with part.open("w") as file:
         file.writelines(lines)
         file.flush()
@@ -174,15 +216,20 @@ def mark_late_models(database: Database, runs_dir: Path, now: float) -> list[str
     manifests = sorted(runs_dir.glob("*/build/manifest.json"))
     for path in manifests:
         manifest = json.loads(path.read_text())
-        n_trained = len(set(manifest.get("erased", {}).get("pair_ids", ())).intersection(manifest.get("pair_ids", ())))
+        n_trained = len(erased_of(manifest).intersection(manifest.get("pair_ids", ())))
         if n_trained:
-            marked += _mark_unmarked(database, path.parents[1].name, n_trained, now)
+            marked += _mark_missing(database, path.parents[1].name, n_trained, now)
     return marked
 
 
-def _mark_unmarked(database: Database, run_id: str, n_trained: int, now: float) -> list[str]:
+def _mark_missing(database: Database, run_id: str, n_trained: int, now: float) -> list[str]:
+    """Of models that were there when somebody was erased, the marks count that already."""
     with database.write() as connection:
         after = registry.models_after(connection, run_id)
         query = sa.select(models.c.name, models.c.manifest).where(models.c.name.in_(list(after)))
-        is_marked = ["erased" in json.loads(row.manifest) for row in connection.execute(query)]
-        return [] if all(is_marked) else registry.mark_erased(connection, run_id, n_trained, now=now)
+        rows = connection.execute(query.order_by(models.c.name).with_for_update()).all()
+        marks = {row.name: json.loads(row.manifest).get("erased", {}) for row in rows}
+        counted = min((marks[name].get("pairs", 0) for name in after if after[name] is None), default=n_trained)
+        if counted >= n_trained and all(marks.values()):
+            return []
+        return registry.mark_erased(connection, run_id, max(n_trained - counted, 0), now=now)

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from feedback.erasure import Removed, Report, report_from
-from feedback.erasure_files import erase_in_runs, mark_late_models, picker
+from feedback.erasure_files import erase_in_run, erase_in_runs, mark_late_models, picker
 from feedback.erasure_space import reclaim
 from feedback.erasure_store import (
     Step,
@@ -102,6 +102,13 @@ class Eraser:
         if not persons:
             steps = [completion_step(suffix) for suffix in completions(self.database, erased)]
         return self._erase(grave, steps, persons)
+
+    def erase_late(self, run: Path) -> None:
+        """Take everybody who was ever erased out of one run: it wrote what it had read before they were."""
+        with self.database.read() as connection:
+            erased = Erased(self.secret, [grave.tombstone for grave in graves(connection)])
+        if erased:
+            erase_in_run(run, picker(self.database, erased, [], self.secret), self.clock())
 
     def mark_late_models(self) -> list[str]:
         """Mark what was still being trained on a person's pairs while they were erased."""

@@ -18,6 +18,8 @@ from pawl.schema import dead_letters, feedback_events, interactions, limit_slots
 
 SCAN_ROWS = 2000
 """Of tables that are read through, since no index leads to a person's rows."""
+SCAN_LETTERS = 20
+"""A dead letter may be a megabyte, and other writers wait for the transaction that reads them."""
 
 ERASED: Mapping[str, Any] = {
     **NO_TEXT,
@@ -94,8 +96,10 @@ def steps_for(person: Person, secret: bytes, limit_subject: Callable[[str, str],
         n_rows: Of one batch, at most.
     """
     return [
-        _through(pairs, lambda row: is_pair_of(person, secret, row), _drop_found_pairs),
-        _through(dead_letters, lambda row: is_letter_of(person, secret, row["payload"]), _drop_found_letters),
+        _through(pairs, lambda row: is_pair_of(person, secret, row), _drop_found_pairs, SCAN_ROWS),
+        _through(
+            dead_letters, lambda row: is_letter_of(person, secret, row["payload"]), _drop_found_letters, SCAN_LETTERS
+        ),
         lambda connection: _limits_of(connection, person, limit_subject),
         lambda connection: _feedback_of(connection, person, n_rows),
         lambda connection: _interactions_of(connection, person, n_rows),
@@ -141,6 +145,7 @@ def _through(
     table: sa.Table,
     is_wanted: Callable[[Mapping[str, Any]], bool],
     drop: Callable[[sa.Connection, Sequence[str]], Removed],
+    n_rows: int,
 ) -> Step:
     """Reads a table through in the order of its ids, a page in each transaction."""
     last = ""
@@ -148,7 +153,7 @@ def _through(
     def step(connection: sa.Connection) -> Removed | None:
         nonlocal last
         columns = [table.c[name] for name in SCANNED[table.name]]
-        page = connection.execute(sa.select(*columns).where(table.c.id > last).order_by(table.c.id).limit(SCAN_ROWS))
+        page = connection.execute(sa.select(*columns).where(table.c.id > last).order_by(table.c.id).limit(n_rows))
         rows = page.mappings().all()
         if not rows:
             return None

@@ -51,14 +51,20 @@ class _Tally(NamedTuple):
     withdrawn: int
 
 
-def mine_alias(database: Database, alias: str, mined_at: float, *, part_rows: int = PART_ROWS) -> Mined:
-    """Mine one alias's feedback into the store."""
+def mine_alias(
+    database: Database, alias: str, mined_at: float, *, since: float = 0.0, part_rows: int = PART_ROWS
+) -> Mined:
+    """Mine one alias's feedback into the store.
+
+    Args:
+        since: before that no pair is added; those that are there stay.
+    """
     stored = read_stored_pairs(database, alias)
     history = read_history(database, alias)
     tallies = []
     for part, answers, decisions in _judge(database, history, part_rows):
         here = stored.about(part.interactions)
-        tallies.append(_tally(decisions, follow(database, here, decisions.settled, answers, mined_at)))
+        tallies.append(_tally(decisions, follow(database, here, decisions.settled, answers, mined_at, since)))
     rest = stored.about_others(history.interactions)
     n_withdrawn = withdraw(database, [pair.id for pair in rest if not pair.first_run])
     return _sum([*tallies, _Tally(Counter(), Counter(), 0, n_withdrawn)])

@@ -136,8 +136,14 @@ def pair_of(
         rejected_interaction=rejected.id,
         models=tuple(sorted({preferred.model, rejected.model})),
         probability=preferred.probability,
-        created_at=max(claim.at, preferred.created_at, rejected.created_at),
+        created_at=made_at(claim, answers),
     )
+
+
+def made_at(claim: Claim, answers: Mapping[str, Answer]) -> float:
+    """The age of a pair is that of the last thing it was made from."""
+    sides = (claim.served, claim.rejected)
+    return max(claim.at, *(answers[side].created_at for side in sides if side))
 
 
 def example_of(ballot: Ballot, texts: Texts) -> UnpairedExample:

@@ -23,6 +23,11 @@ class Limits(NamedTuple):
     dead_letters_days: float | None
 
 
+def kept_since(days: float | None, now: float) -> float:
+    """From when on a record is kept; what is older must not be made anew either."""
+    return 0.0 if days is None else now - days * DAY_S
+
+
 class Pruned(NamedTuple):
     """What one visit deleted."""
 
@@ -40,7 +45,7 @@ def prune(database: Database, limits: Limits, now: float, *, batch_rows: int, ma
     counts: Counter[str] = Counter()
     n_batches = 0
     for delete, days in _due(limits):
-        before = now - days * DAY_S
+        before = kept_since(days, now)
         while n_batches < max_batches and (found := _one_batch(database, delete, before, batch_rows)):
             counts += found
             n_batches += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import sqlalchemy as sa
 from feedback.batches import columns, stream
 from feedback.candidates import Answer, Claim
 from feedback.history import ID, read_edits, read_texts
-from feedback.pairs import Texts, pair_of
+from feedback.pairs import Texts, made_at, pair_of
 from feedback.partitions import Ids
 from feedback.store import pair_row
 from pawl.database import Database
@@ -67,7 +68,7 @@ class Changes(NamedTuple):
     added: int
     withdrawn: int
     erased: tuple[Claim, ...]
-    """These cannot become pairs any more: a text was erased after it was judged."""
+    """These cannot become pairs any more: a text was erased after it was judged, or pairs so old are not kept."""
 
 
 def read_stored_pairs(database: Database, alias: str) -> StoredPairs:
@@ -87,12 +88,14 @@ def follow(
     claims: Iterable[Claim],
     answers: Mapping[str, Answer],
     mined_at: float,
+    since: float = 0.0,
 ) -> Changes:
     """Make the stored pairs of some answers those that were settled.
 
     Args:
         stored: all that the store has in which one of `answers` was rejected.
         claims: all that was settled between `answers`.
+        since: older pairs are not added, for retention has deleted them, or would.
     """
     known = {pair.id: pair for pair in stored}
     used = {(pair.chosen, pair.rejected) for pair in known.values() if pair.first_run}
@@ -104,13 +107,16 @@ def follow(
         if pair_id not in known and (claim.served or "", claim.rejected) not in used
     }
     n_withdrawn = withdraw(database, gone)
-    lots = [_add(database, lot, answers, mined_at) for lot in _lots(new)]
+    kept = {pair_id: claim for pair_id, claim in new.items() if made_at(claim, answers) >= since}
+    lots = [_add(database, lot, answers, mined_at) for lot in _lots(kept)]
     erased = tuple(claim for lot in lots for claim in lot.erased)
-    return Changes(sum(lot.added for lot in lots), n_withdrawn, erased)
+    too_old = tuple(claim for pair_id, claim in new.items() if pair_id not in kept)
+    return Changes(sum(lot.added for lot in lots), n_withdrawn, erased + too_old)
 
 
 def _lots(claims: Mapping[str, Claim]) -> Iterator[dict[str, Claim]]:
-    rest = iter(claims.items())
+    """In the order of ids: of two miners that meet at a row, neither holds one that the other has yet to come to."""
+    rest = iter(sorted(claims.items(), key=itemgetter(0)))
     while lot := dict(islice(rest, WRITTEN_PAIRS)):
         yield lot
 
@@ -134,9 +140,14 @@ def _is_whole(claim: Claim, texts: Mapping[str, Texts], edits: Mapping[str, str]
 
 def withdraw(database: Database, pair_ids: Sequence[str]) -> int:
     """Remove pairs that no promoted run trained on; returns how many."""
-    n_withdrawn = 0
-    for start in range(0, len(pair_ids), WRITTEN_PAIRS):
-        gone = pairs.c.id.in_(pair_ids[start : start + WRITTEN_PAIRS])
-        with database.write() as connection:
-            n_withdrawn += connection.execute(pairs.delete().where(gone, pairs.c.first_run.is_(None))).rowcount
-    return n_withdrawn
+    ordered = sorted(pair_ids)
+    lots = [ordered[start : start + WRITTEN_PAIRS] for start in range(0, len(ordered), WRITTEN_PAIRS)]
+    return sum(_withdraw_lot(database, lot) for lot in lots)
+
+
+def _withdraw_lot(database: Database, pair_ids: Sequence[str]) -> int:
+    """A deletion locks rows in whatever order it comes to them, so they are locked in the order of ids before."""
+    is_unused = sa.and_(pairs.c.id.in_(pair_ids), pairs.c.first_run.is_(None))
+    with database.write() as connection:
+        connection.execute(sa.select(pairs.c.id).where(is_unused).order_by(pairs.c.id).with_for_update()).all()
+        return connection.execute(pairs.delete().where(is_unused)).rowcount

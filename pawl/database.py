@@ -150,7 +150,8 @@ def upgrade(database: Database) -> str:
     """
     try:
         with database.write() as connection:
-            if not database.is_sqlite:  # One migrator at a time; released with the transaction.
+            if not database.is_sqlite:  # One migrator at a time, as long as it takes; all until the transaction ends.
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7291650384)")
             command.upgrade(_alembic(connection), "head")
             return MigrationContext.configure(connection).get_current_revision() or "none"

@@ -525,7 +525,8 @@ class RetrainSettings(Section):
     """Split by time as well: the hold-out is what its users said in this latest share of the pairs, and nothing of that
     time is trained on. Null splits by user alone, and trains on the newest."""
     holdout_similarity: float = Field(default=0.9, gt=0.0, le=1.0)
-    """Prompts that share this part of their words, and of their pairs of words, are not on both sides."""
+    """Prompts that share this part of their users' words and pairs of words, rare ones counting for more, are not on
+    both sides."""
     seed: int = 0
     mix: MixSettings = MixSettings()
     original_preferences: Path | None = None

@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 from transformers import AutoTokenizer
 
+from feedback.erasure_files import alone_in, write_whole
 from feedback.filters.holdout import HoldoutRules, LeftOut, find_leaks, latest_share, split_holdout
 from feedback.pairs import PreferencePair
 from pawl import clock, registry
@@ -67,6 +68,9 @@ OpenCanary = Callable[[str], str | None]
 Raises `CanaryTaken` while another candidate's rollout runs.
 """
 
+Forget = Callable[[Path], None]
+"""Given a run's directory, takes out of its files whoever was erased since the pairs were read."""
+
 _STATUS = {
     Verdict.PASS: RunStatus.PASSED,
     Verdict.FAIL: RunStatus.FAILED,
@@ -91,6 +95,10 @@ class RoundOptions:
     note: str = ""
 
 
+def keep(_run: Path) -> None:
+    """Forgets nobody."""
+
+
 @dataclass(frozen=True)
 class RoundInputs:
     """What a round works with besides the settings."""
@@ -103,6 +111,7 @@ class RoundInputs:
     open_canary: OpenCanary | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Candidates of this mining that gave no pair, by reason; kept with the run."""
+    forget: Forget = keep
     report: Report = ignore
     now: Clock = field(default=clock.now)
     epoch: int = 0
@@ -203,11 +212,11 @@ class _Round:
             raise
 
     def _steps(self) -> RunOutcome:
-        mined = self._once("mine", self._mine)
+        mined = self._once_alone("mine", self._mine)
         self._record("mine", RunStatus.RUNNING, {"skipped": mined.get("skipped", {})})
         if mined["is_too_few"]:
             return self._finish(RunStatus.SKIPPED)
-        self._once("build", self._build)
+        self._once_alone("build", self._build)
         self._once("preflight", self._preflight)
         trained = self._once("train", self._train)
         adapter = self._register(mined, trained)
@@ -359,7 +368,8 @@ class _Round:
             seed=self.retrain.seed,
         )
         found = evaluate(plan, holdout, self.inputs.score_toxicity)
-        _write_lines(directory / "answers.jsonl", found.answers)
+        with alone_in(self.directory):
+            _write_lines(directory / "answers.jsonl", found.answers)
         (directory / "measurements.json").write_text(to_json(found.measurements))
         return {"n_answers": len(found.answers), "n_holdout": len(holdout)}
 
@@ -441,6 +451,14 @@ class _Round:
         self._enter(name)
         return once(self.directory / name, work)
 
+    def _once_alone(self, name: str, work: Callable[[Path], Manifest]) -> Manifest:
+        """A step that copies pairs: who is erased meanwhile waits for the copy, or is taken out of it afterwards."""
+        self._enter(name)
+        with alone_in(self.directory):
+            manifest = once(self.directory / name, work)
+        self.inputs.forget(self.directory)
+        return manifest
+
     def _enter(self, step: str) -> None:
         self._record(step, RunStatus.RUNNING, {"note": self.options.note})
 
@@ -453,6 +471,7 @@ class _Round:
         )
 
     def _finish(self, status: RunStatus) -> RunOutcome:
+        self.inputs.forget(self.directory)
         outcome = self._outcome(status)
         detail = {
             "error": None,
@@ -492,7 +511,7 @@ def _reason(status: RunStatus, mined: Manifest, gate: Manifest, canary: Manifest
 
 
 def _write_lines(path: Path, records: Sequence[Any]) -> None:
-    path.write_text("".join(canonical_json(asdict(record)) + "\n" for record in records))
+    write_whole(path, (canonical_json(asdict(record)) + "\n" for record in records))
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

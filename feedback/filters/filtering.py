@@ -6,19 +6,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
+from feedback.candidates import Source
 from feedback.filters.consent import is_opted_out
 from feedback.filters.contradiction import contradicted
 from feedback.filters.evidence import Evidence
 from feedback.filters.length_bias import LengthBias, Rebalanced, measure, rebalance
 from feedback.filters.reasons import Reason
 from feedback.filters.refusal_policy import behaviour, refusal_problem
-from feedback.filters.sensitive_pairs import SensitiveTexts
+from feedback.filters.sensitive_pairs import OPERATORS, SensitiveTexts
 from feedback.filters.toxicity import chosen_toxicity
 from feedback.filters.wholeness import has_odd_length, is_identical, is_incomplete
 from feedback.messages import canonical_json
-from feedback.pairs import PreferencePair
-from feedback.sensitive.finding import find_credential, find_identity
+from feedback.pairs import PreferencePair, UnpairedExample
+from feedback.sensitive.finding import find_credential, find_person
 from pawl.settings import FilterSettings
 
 Check = Callable[[PreferencePair], Reason | None]
@@ -54,6 +56,52 @@ def filter_pairs(pairs: Iterable[PreferencePair], evidence: Evidence, settings: 
     return Filtered(tuple(kept), dropped, measure(kept), lopsided.shortfall, n_unjudged)
 
 
+class FilteredSingles(NamedTuple):
+    """Every single thumb that came in is in `kept` or counted once in `dropped`."""
+
+    kept: tuple[UnpairedExample, ...]
+    """By id."""
+    dropped: Counter[Reason]
+
+
+def filter_singles(
+    examples: Iterable[UnpairedExample], evidence: Evidence, settings: FilterSettings
+) -> FilteredSingles:
+    """Keep the single thumbs that the filters have nothing against, as far as these do not compare two sides.
+
+    A disliked answer may be toxic: that is what is learned from it.
+    """
+    alone = settings.model_copy(update={"identical": False, "refusal_policy": False})
+    checks = {
+        True: _checks(evidence, alone),
+        False: _checks(evidence, alone.model_copy(update={"toxic_chosen": False})),
+    }
+    ordered = sorted(examples, key=lambda example: example.id)
+    reasons = {example.id: _first(checks[example.label], _with_itself(example)) for example in ordered}
+    dropped = Counter(reason for reason in reasons.values() if reason is not None)
+    return FilteredSingles(tuple(example for example in ordered if reasons[example.id] is None), dropped)
+
+
+def _with_itself(example: UnpairedExample) -> PreferencePair:
+    """A pair of one answer on both sides, for filters that look at either."""
+    return PreferencePair(
+        id=example.id,
+        alias=example.alias,
+        source=Source.THUMBS.value,
+        prompt=example.prompt,
+        chosen=example.completion,
+        rejected=example.completion,
+        margin=0.0,
+        n_voters=len(example.principals),
+        principals=example.principals,
+        chosen_interaction=example.interaction,
+        rejected_interaction=example.interaction,
+        models=(example.model,),
+        probability=1.0,
+        created_at=example.created_at,
+    )
+
+
 def _distinct(pairs: Iterable[PreferencePair]) -> tuple[list[PreferencePair], int]:
     """One pair of each id, by id; of different ones with the same id the first in the order of their contents."""
     given = sorted(pairs, key=lambda pair: pair.id)
@@ -77,14 +125,14 @@ def _without(pairs: Sequence[PreferencePair], ids: frozenset[str]) -> tuple[list
 
 def _checks(evidence: Evidence, settings: FilterSettings) -> list[Check]:
     """The filters that are switched on and look at one pair at a time, in the order of their reasons."""
-    credentials, identities = SensitiveTexts(find_credential), SensitiveTexts(find_identity)
+    credentials, persons = SensitiveTexts(find_credential), SensitiveTexts(find_person, skipped_roles=OPERATORS)
     checks: list[tuple[bool, Check]] = [
         (settings.consent, lambda pair: Reason.OPTED_OUT if is_opted_out(pair, evidence) else None),
         (settings.incomplete, lambda pair: Reason.INCOMPLETE if is_incomplete(pair, evidence) else None),
         (settings.length, lambda pair: _length(pair, settings)),
         (settings.identical, lambda pair: Reason.IDENTICAL if is_identical(pair) else None),
         (settings.secrets, lambda pair: Reason.SECRET if credentials.are_in(pair) else None),
-        (settings.personal_data, lambda pair: Reason.PERSONAL_DATA if identities.are_in(pair) else None),
+        (settings.personal_data, lambda pair: Reason.PERSONAL_DATA if persons.are_in(pair) else None),
         (settings.toxic_chosen, lambda pair: _toxic(pair, evidence, settings.toxicity_threshold)),
         (settings.refusal_policy, lambda pair: refusal_problem(behaviour(pair, evidence))),
     ]

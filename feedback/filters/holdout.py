@@ -4,25 +4,23 @@ A user's side depends on the user and the seed alone, so it is the same in every
 judged by in the next. Four rules follow. A pair made by users of both sides is left out. Where there is a time to split
 by, held-out users count from then on, and the others until then: what is judged by lies in the future of what was
 learned. A training pair whose prompt is nearly one of the hold-out's is left out, as the hold-out has the older right.
-A pair without users goes by its own id.
+A pair whose users have no names goes by what they asked: everybody behind one key, or without any, is no user.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from feedback.filters.message_texts import plain, said
+from feedback.filters.near_prompts import NearPrompts, asked
 from feedback.interactions import Message
 from feedback.messages import digest
 from feedback.pairs import PreferencePair
-from feedback.poisoning.prompt_clusters import LexicalClusterer, PromptClusterer
-
-MakeClusterer = Callable[[], PromptClusterer]
 
 
 class LeftOut(StrEnum):
@@ -69,7 +67,7 @@ class HoldoutRules:
     since: float | None = None
     """The time to split by; None splits by user alone."""
     prompt_similarity: float = 0.9
-    """Prompts that share this part of their words, and of their pairs of words, count as the same."""
+    """Prompts whose users' words and pairs of words are this similar count as the same (`near_prompts`)."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def find_leaks(
     exact = _same(training, holdout)
     near = _near(training, holdout, rules.prompt_similarity) - exact
     held_pairs = {pair.id for pair in holdout}
-    held_users = {who for pair in holdout for who in pair.principals}
+    held_users = {who for pair in holdout for who in _named(pair)}
     held_answers = {side for pair in holdout for side in _answers(pair)}
     since = float("inf") if rules.since is None else rules.since
     leaks: list[FoundLeak] = []
@@ -142,7 +140,7 @@ def prompt_key(prompt: Iterable[Message]) -> str:
 
 def _side(pair: PreferencePair, rules: HoldoutRules) -> bool | LeftOut:
     """True for the hold-out, False for training."""
-    held = {is_held_out(who, rules.share, rules.seed) for who in pair.principals or (pair.id,)}
+    held = {is_held_out(who, rules.share, rules.seed) for who in _named(pair) or (_question(pair),)}
     if len(held) > 1:
         return LeftOut.MIXED_USERS
     (is_held,) = held
@@ -151,14 +149,22 @@ def _side(pair: PreferencePair, rules: HoldoutRules) -> bool | LeftOut:
     return is_held
 
 
+def _named(pair: PreferencePair) -> list[str]:
+    """The principals that are users, not everybody behind a key."""
+    return [who for who in pair.principals if who.partition("/")[2]]
+
+
+def _question(pair: PreferencePair) -> str:
+    """What stands for the users where they have no names: one prompt is never on both sides."""
+    return plain(asked(pair.prompt)) or prompt_key(pair.prompt)
+
+
 def _apart(
     outside: Sequence[PreferencePair], holdout: Sequence[PreferencePair], similarity: float
 ) -> list[PreferencePair]:
-    """Those whose prompts the hold-out does not ask. Once some are gone, others may stand next to it: again, then."""
-    rest = list(outside)
-    while taken := _same(rest, holdout) | _near(rest, holdout, similarity):
-        rest = [pair for pair in rest if pair.id not in taken]
-    return rest
+    """Those whose prompts the hold-out does not ask."""
+    taken = _same(outside, holdout) | _near(outside, holdout, similarity)
+    return [pair for pair in outside if pair.id not in taken]
 
 
 def _answers(pair: PreferencePair) -> list[str]:
@@ -172,13 +178,7 @@ def _same(training: Iterable[PreferencePair], holdout: Iterable[PreferencePair])
 
 
 def _near(training: Sequence[PreferencePair], holdout: Sequence[PreferencePair], similarity: float) -> frozenset[str]:
-    """Ids of the training pairs whose prompt is nearly one of the hold-out's, or is by others in between."""
-    clusterer = LexicalClusterer(similarity)
-    clusterer.add([_words(pair) for pair in (*training, *holdout)])
-    labels = clusterer.labels().tolist()
-    held = set(labels[len(training) :])
-    return frozenset(pair.id for pair, label in zip(training, labels, strict=False) if label in held)
-
-
-def _words(pair: PreferencePair) -> str:
-    return "\n".join(said(message) for message in pair.prompt)
+    """Ids of the training pairs whose prompt is nearly one of the hold-out's."""
+    held = NearPrompts((asked(pair.prompt) for pair in holdout), similarity)
+    are_near = held.are_near([asked(pair.prompt) for pair in training])
+    return frozenset(pair.id for pair, is_near in zip(training, are_near, strict=True) if is_near)

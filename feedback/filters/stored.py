@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from feedback.batches import look_up
 from feedback.candidates import principal_of
 from feedback.filters.evidence import Evidence, ServedAnswer
-from feedback.filters.filtering import Filtered, filter_pairs
+from feedback.filters.filtering import Filtered, FilteredSingles, filter_pairs, filter_singles
 from feedback.filters.message_texts import said
 from feedback.interactions import Status
-from feedback.pairs import PreferencePair
+from feedback.pairs import PreferencePair, UnpairedExample
 from pawl.database import Database
 from pawl.errors import ConfigurationError
 from pawl.schema import interactions, scores
@@ -48,11 +48,27 @@ def filter_stored(
     return filter_pairs(pairs, evidence, settings)
 
 
+def filter_stored_singles(
+    database: Database, examples: Sequence[UnpairedExample], settings: FilterSettings
+) -> FilteredSingles:
+    """Keep which of these single thumbs are worth training on; what nobody has scored is not judged.
+
+    Raises:
+        ConfigurationError: the list of those who opted out cannot be read.
+    """
+    served = _answers(database, {example.interaction for example in examples})
+    return filter_singles(examples, Evidence(served=served, opted_out=opted_out(settings)), settings)
+
+
 def served_answers(database: Database, pairs: Iterable[PreferencePair]) -> dict[str, ServedAnswer]:
     """What is known of the interactions behind pairs, by id."""
     sides = {side for pair in pairs for side in (pair.chosen_interaction, pair.rejected_interaction) if side}
+    return _answers(database, sides)
+
+
+def _answers(database: Database, ids: set[str]) -> dict[str, ServedAnswer]:
     with database.read() as connection:
-        return dict(_read(connection, sorted(sides)))
+        return dict(_read(connection, sorted(ids)))
 
 
 def _read(connection: sa.Connection, ids: Sequence[str]) -> Iterator[tuple[str, ServedAnswer]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final
 
 from feedback.sensitive.credentials import credentials_in
 from feedback.sensitive.identities import identities_in
 from feedback.sensitive.kinds import Kind, places
+from feedback.sensitive.reserved import is_reserved
 
 MAX_LOOK_ALIKES: Final = 250
 """Numbers that might be somebody's and are not, after which a text is given up: no prose has as many."""
@@ -42,11 +43,22 @@ def find_identity(text: str) -> str | None:
     return _first(identities_in(text), text)
 
 
-def _first(kinds: Iterable[Kind], text: str) -> str | None:
+def find_person(text: str) -> str | None:
+    """As `find_identity`, but for addresses that are set aside for private networks and examples: they are nobody's.
+
+    >>> find_person("Write to ann@example.com from 10.0.0.7."), find_person("Write to ann@pawl-mail.de.")
+    (None, 'EMAIL')
+    """
+    return _first(identities_in(text), text, is_reserved)
+
+
+def _first(
+    kinds: Iterable[Kind], text: str, is_exempt: Callable[[Kind, str], bool] = lambda _kind, _found: False
+) -> str | None:
     n_look_alikes = 0
     for kind in kinds:
         for start, end in places(kind, text):
-            if end > start:
+            if end > start and not is_exempt(kind, text[start:end]):
                 return kind.name
             n_look_alikes += kind.is_costly
             if n_look_alikes > MAX_LOOK_ALIKES:

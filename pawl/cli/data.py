@@ -18,7 +18,7 @@ from pawl.cli.context import (
     refuse,
 )
 from pawl.cli.reviewing import review
-from pawl.cli.selecting import defence_shown, select_mined, shown
+from pawl.cli.selecting import counts_shown, defence_shown, select_mined, select_stored, shown
 from pawl.clock import now
 from pawl.database import open_database, upgrade
 from pawl.errors import NegativeVerdict
@@ -55,11 +55,13 @@ def db_check(as_json: JsonFlag = False) -> None:
 def pairs_mine(model: ModelOption = None, as_json: JsonFlag = False) -> None:
     """Mine pairs from what users said; prints what was found, what may be trained on, and why the rest may not."""
     from feedback.mining import mine_alias
+    from feedback.retention import kept_since
 
     settings = current_settings()
     alias = chosen_alias(settings, model)
     with current_database(settings) as database:
-        mined = mine_alias(database, alias, now())
+        at = now()
+        mined = mine_alias(database, alias, at, since=kept_since(settings.retention.pairs_days, at))
         selected = select_mined(database, settings, alias)
     summary = {
         "pairs": mined.n_pairs,
@@ -115,6 +117,7 @@ def pairs_export(
 ) -> None:
     """Write the pairs that may be trained on as JSON lines, or as Parquet where the name ends in .parquet."""
     from feedback.export import ExportFormat, write_export
+    from feedback.filters.stored import filter_stored_singles
     from feedback.mining import unpaired_examples
 
     settings = current_settings()
@@ -122,11 +125,15 @@ def pairs_export(
         raise typer.BadParameter(f"must be one of {', '.join(ExportFormat)}", param_hint="--format")
     with current_database(settings) as database:
         alias = chosen_alias(settings, model)
-        selected = select_mined(database, settings, alias)
+        selected = select_stored(database, settings, alias)
         found = sorted([*selected.new, *selected.earlier], key=lambda pair: pair.id)
-        unpaired = unpaired_examples(database, alias) if layout == ExportFormat.KTO else ()
+        singles = unpaired_examples(database, alias) if layout == ExportFormat.KTO else ()
+        filtered = filter_stored_singles(database, singles, settings.feedback.filters)
     try:
-        n_rows = write_export(out, found, unpaired, layout=ExportFormat(layout))
+        n_rows = write_export(out, found, filtered.kept, layout=ExportFormat(layout))
     except OSError as exc:
         raise refuse(f"cannot write {out}: {exc.strerror}") from exc
     typer.echo(f"{n_rows} rows in {out}")
+    if filtered.dropped:
+        dropped = {reason.value: n for reason, n in filtered.dropped.items()}
+        typer.echo(f"single thumbs left out: {counts_shown(dropped)}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import structlog
@@ -20,7 +22,7 @@ from pawl.cli.context import (
     print_fields,
     print_rows,
 )
-from pawl.cli.selecting import select_mined
+from pawl.cli.selecting import counts_shown, select_mined, select_stored
 from pawl.clock import now
 from pawl.database import Database
 from pawl.errors import NegativeVerdict
@@ -29,7 +31,7 @@ from pawl.settings import Settings
 
 if TYPE_CHECKING:
     from monitoring.scoring import ScoreToxicity
-    from retrain.pipeline import OpenCanary
+    from retrain.pipeline import Forget, OpenCanary
 
 log = structlog.get_logger()
 ForceOption = Annotated[bool, typer.Option("--force", help="Even a version that the gate rejected.")]
@@ -58,6 +60,7 @@ def retrain_run(
     """Mine, train, judge, publish, open the canary. Running it again resumes where it was; one process at a time."""
     from feedback.erasure_files import mark_late_models
     from feedback.mining import mine_alias
+    from feedback.retention import kept_since
     from retrain.progress import reporting
 
     settings = current_settings(quiet_logs=False)
@@ -68,9 +71,10 @@ def retrain_run(
         leases.held(database, lease, leases.this_process(), ttl_s=ttl_s, clock=now) as epoch,
         reporting(sys.stderr) as report,
     ):
-        mined = mine_alias(database, alias, now())
-        n_new = len(select_mined(database, settings, alias).new) if if_due else 0
-        reason = why_not_due(database, settings, alias, n_new) if if_due else None
+        at = now()
+        mined = mine_alias(database, alias, at, since=kept_since(settings.retention.pairs_days, at))
+        found = select_mined(database, settings, alias) if if_due else None
+        reason = why_not_due(database, settings, alias, len(found.new), found.left_out) if found else None
         if reason:
             print_not_due(reason, as_json=as_json)
             return
@@ -88,6 +92,7 @@ def retrain_run(
             score_toxicity=score_toxicity,
             open_canary=canary_opener(database, settings, alias),
             skipped=Counter(mined.skipped) + selected.left_out,
+            forget=forgetter(settings, database),
             report=report,
             epoch=epoch,
         )
@@ -107,12 +112,19 @@ def print_not_due(reason: str, *, as_json: bool) -> None:
         typer.echo(f"not due: {reason}")
 
 
-def why_not_due(database: Database, settings: Settings, alias: str, n_new: int) -> str | None:
-    """Why no round should start now; None when one should."""
+def why_not_due(
+    database: Database, settings: Settings, alias: str, n_new: int, left_out: Mapping[str, int]
+) -> str | None:
+    """Why no round should start now; None when one should.
+
+    Args:
+        left_out: pairs that are not trained on, by reason: without them "0 new pairs" would be a riddle.
+    """
     if unfinished_run(database, alias):
         return None
     if n_new < settings.retrain.min_pairs:
-        return f"{n_new} new pairs, retrain.min_pairs is {settings.retrain.min_pairs}"
+        others = f"; left out: {counts_shown(left_out)}" if left_out else ""
+        return f"{n_new} new pairs, retrain.min_pairs is {settings.retrain.min_pairs}{others}"
     last = max((run.created_at for run in list_runs(database, alias)), default=0.0)
     hours = (now() - last) / 3600
     if hours < settings.retrain.interval_hours:
@@ -154,18 +166,30 @@ def canary_opener(database: Database, settings: Settings, alias: str) -> OpenCan
     return open_canary
 
 
+def forgetter(settings: Settings, database: Database) -> Forget:
+    """What a round calls when it has written files: people may have been erased since it read the pairs."""
+    from feedback.tombstone_store import has_any
+    from pawl.cli.erasing import eraser_of
+
+    def forget(run: Path) -> None:
+        if has_any(database):
+            eraser_of(settings, database, actor="retrain").erase_late(run)
+
+    return forget
+
+
 @retrain.command("status")
 def retrain_status(model: ModelOption = None, as_json: JsonFlag = False) -> None:
-    """The newest run, and whether another is due."""
-    from feedback.store import load_pairs
-
+    """The newest run, and whether another is due, by the pairs that the last mining stored."""
     settings = current_settings()
     alias = chosen_alias(settings, model)
     with current_database(settings) as database:
-        n_new = len(load_pairs(database, alias, used=False))
+        selected = select_stored(database, settings, alias)
         newest = next(iter(sorted(list_runs(database, alias), key=lambda run: -run.created_at)), None)
-        reason = why_not_due(database, settings, alias, n_new)
-    fields: dict[str, Any] = {"alias": alias, "new_pairs": n_new, "due": reason is None, "why_not_due": reason}
+        n_new, left_out = len(selected.new), selected.left_out
+        reason = why_not_due(database, settings, alias, n_new, left_out)
+    fields: dict[str, Any] = {"alias": alias, "new_pairs": n_new, "left_out": dict(left_out)}
+    fields |= {"due": reason is None, "why_not_due": reason}
     fields |= {"run": newest.id, "status": newest.status.value, "step": newest.step} if newest else {"run": None}
     print_fields(fields, as_json=as_json)
 

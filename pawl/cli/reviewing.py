@@ -22,10 +22,16 @@ review = typer.Typer(invoke_without_command=True, help="The queue of pairs in qu
 
 
 @review.callback()
-def queue(context: typer.Context) -> None:
+def queue(
+    context: typer.Context,
+    model: ModelOption = None,
+    reason: ReasonOption = None,
+    limit: LimitOption = 50,
+    as_json: JsonFlag = False,
+) -> None:
     """The queue of pairs in quarantine; without a word, the list."""
     if context.invoked_subcommand is None:
-        review_list()
+        review_list(model, reason, limit, as_json)
 
 
 @review.command("list")

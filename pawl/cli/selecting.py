@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pawl.clock import now
@@ -69,18 +69,35 @@ class Selected(NamedTuple):
         return dropped + held + Counter({reason.value: n for reason, n in self.defended.refused.items()})
 
 
+def select_stored(
+    database: Database, settings: Settings, alias: str, score_toxicity: ScoreToxicity | None = None
+) -> Selected:
+    """Filter an alias's stored pairs and defend what is left against poisoning. Changes nothing that is stored."""
+    return _select(database, settings, alias, score_toxicity, now())
+
+
 def select_mined(
     database: Database, settings: Settings, alias: str, score_toxicity: ScoreToxicity | None = None
 ) -> Selected:
-    """Filter an alias's stored pairs, defend what is left against poisoning, and bring the queue up to date."""
-    from feedback.poisoning.reviews import defend_stored, save_quarantine
+    """As `select_stored`, and bring the reviewers' queue up to date."""
+    from feedback.poisoning.reviews import save_quarantine
+
+    at = now()
+    selected = _select(database, settings, alias, score_toxicity, at)
+    held = {held.pair.id: held.reason.value for held in selected.defended.quarantined}
+    save_quarantine(database, alias, held, at)
+    return selected
+
+
+def _select(
+    database: Database, settings: Settings, alias: str, score_toxicity: ScoreToxicity | None, at: float
+) -> Selected:
+    from feedback.poisoning.reviews import defend_stored
     from feedback.store import load_pairs
 
     new = filter_mined(database, settings, load_pairs(database, alias, used=False), score_toxicity)
     earlier = filter_mined(database, settings, load_pairs(database, alias, used=True), score_toxicity)
-    at = now()
     defended = defend_stored(database, alias, [*new.kept, *earlier.kept], settings.feedback.defence, at)
-    save_quarantine(database, alias, {held.pair.id: held.reason.value for held in defended.quarantined}, at)
     accepted = {pair.id for pair in defended.accepted}
     return Selected(
         [pair for pair in new.kept if pair.id in accepted],
@@ -98,3 +115,13 @@ def defence_shown(defended: Defended) -> dict[str, object]:
         "quarantined": {reason.value: n for reason, n in sorted(held.items())},
         "refused": {reason.value: n for reason, n in sorted(defended.refused.items())},
     }
+
+
+def counts_shown(left_out: Mapping[str, int]) -> str:
+    """Reasons with how often each, the most frequent first.
+
+    >>> counts_shown({"flood": 2, "secret": 7, "echo": 2})
+    '7 secret, 2 echo, 2 flood'
+    """
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{n} {reason}" for reason, n in ordered)

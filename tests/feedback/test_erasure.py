@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from feedback.erasure import Report, is_pair_of, made_at
+from feedback import erasure_store
+from feedback.erasure import Report, is_letter_of, is_pair_of, made_at
 from feedback.erasure_store import SCANNED, count_for, models_of
 from feedback.interactions import FeedbackEvent, Interaction
 from feedback.mining import mine_alias
@@ -219,8 +220,9 @@ LETTERS = {
     "ann's, later": (meta_of("ann", int(NOW) + 1) + "\nquestion", True),
     "bob's, who speaks of ann": (meta_of("bob", 2) + "\nann?", True),
     "ann's, her name taken out": (meta_of("ann", 3).replace('"user_id":"ann"', '"user_id":"[NAME_1]"'), False),
-    "unreadable, of ann": ("\\xff{ ann", False),
-    "unreadable, of somebody": ("\\xff{ ben", True),
+    "unreadable, of ann": ('\\xff{"user_id":"ann"', False),
+    "unreadable, of somebody": ('\\xff{"user_id":"ben"', True),
+    "unreadable, of somebody with a longer name": ('\\xff{"user_id":"joanna","text":"ann?"', True),
 }
 
 
@@ -232,6 +234,30 @@ def test_dead_letters(database: Database, tmp_path: Path) -> None:
     left = {row["payload"] for row in dump(database)["dead_letters"]}
     assert left == {payload for payload, stays in LETTERS.values() if stays}
     assert report.counts["dead_letters"] == 3
+
+
+def test_few_dead_letters_are_read_at_once(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may be a megabyte."""
+    payloads = [meta_of("ann" if number % 3 else "bob", number) for number in range(1, 51)]
+    with database.write() as connection:
+        connection.execute(dead_letters.insert(), [letter(n, payload) for n, payload in enumerate(payloads)])
+    n_read: list[int] = []
+    really_write = Database.write
+
+    def looked(person: Person, secret: bytes, payload: str) -> bool:
+        n_read[-1] += 1
+        return is_letter_of(person, secret, payload)
+
+    @contextmanager
+    def counted(database: Database) -> Iterator[sa.Connection]:
+        n_read.append(0)
+        with really_write(database) as connection:
+            yield connection
+
+    monkeypatch.setattr(erasure_store, "is_letter_of", looked)
+    monkeypatch.setattr(Database, "write", counted)
+    assert erase(database, tmp_path).counts["dead_letters"] == 34
+    assert [n for n in n_read if n] == [20, 20, 10]
 
 
 def test_limits(database: Database, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from feedback import erasure_files
-from feedback.erasure_files import erase_in_runs, mark_late_models, picker
+from feedback.erasure_files import alone_in, erase_in_runs, mark_late_models, picker, write_whole
 from feedback.pairs import PreferencePair
 from feedback.store import load_pairs
 from feedback.tombstones import Erased, Person, Subject
@@ -66,8 +67,10 @@ def contents(directory: Path) -> dict[str, str]:
     }
 
 
-def erase_files(database: Database, runs: Path, *, persons: tuple[Person, ...] = (), directory: Path) -> dict[str, int]:
-    stone = eraser(database, directory).tombstone(Subject("ann"), "")
+def erase_files(
+    database: Database, runs: Path, *, user: str = "ann", persons: tuple[Person, ...] = (), directory: Path
+) -> dict[str, int]:
+    stone = eraser(database, directory).tombstone(Subject(user), "")
     return erase_in_runs(runs, picker(database, Erased(SECRET, [stone]), persons, SECRET), NOW)
 
 
@@ -91,6 +94,56 @@ def test_one_persons_rows_go(database: Database, runs: Path, tmp_path: Path) -> 
     assert "r0001/evaluate/measurements.json" in after
     assert erase_files(database, runs, directory=tmp_path) == {}
     assert contents(runs) == after
+
+
+def test_each_erasure_counts_its_own(database: Database, runs: Path, tmp_path: Path) -> None:
+    assert erase_files(database, runs, directory=tmp_path) == {"r0001": 2}
+    assert erase_files(database, runs, user="bob", directory=tmp_path) == {"r0001": 2, "r0002": 2}
+    manifest = json.loads((runs / "r0001" / "build" / "manifest.json").read_text())
+    assert len(manifest["erased"]["pair_ids"]) == 6
+
+
+def test_a_report_and_the_marks_add_up_to_what_was_erased(database: Database, runs: Path, tmp_path: Path) -> None:
+    """The files alone know that this run trained on them."""
+    train(database, "nobody")
+    at_work = eraser(database, tmp_path, runs_dir=runs)
+    reports = [
+        at_work.erase(at_work.bury(at_work.tombstone(Subject(user), "")), Subject(user)) for user in ("ann", "bob")
+    ]
+    assert [report.runs["r0001"] for report in reports] == [2, 2]
+    assert get_model(database, ADAPTER).manifest["erased"]["pairs"] == 4
+    assert mark_late_models(database, runs, NOW) == []
+
+
+def test_what_a_killed_writer_left_goes(database: Database, runs: Path, tmp_path: Path) -> None:
+    part = runs / "r0002" / "mine" / "new.jsonl.part"
+    part.write_text("of ann, perh")
+    erase_files(database, runs, directory=tmp_path)
+    assert not part.exists()
+
+
+def test_answers_to_an_erased_prompt_go_though_they_came_later(database: Database, runs: Path, tmp_path: Path) -> None:
+    erase_files(database, runs, directory=tmp_path)
+    for run in ("r0001", "r0002"):
+        (runs / run / "evaluate" / "answers.jsonl").write_text(lines([{"text": "to what was read before"}]))
+    assert erase_files(database, runs, directory=tmp_path) == {}
+    assert not (runs / "r0001" / "evaluate" / "answers.jsonl").exists()
+    assert (runs / "r0002" / "evaluate" / "answers.jsonl").exists()
+
+
+def test_who_erases_waits_for_a_step_that_is_writing(database: Database, runs: Path, tmp_path: Path) -> None:
+    found: list[dict[str, int]] = []
+    erasing = threading.Thread(target=lambda: found.append(erase_files(database, runs, directory=tmp_path)))
+    training = runs / "r0001" / "build" / "training.jsonl"
+    with alone_in(runs / "r0001"):
+        erasing.start()
+        erasing.join(0.3)
+        assert erasing.is_alive()
+        write_whole(training, [*training.read_text().splitlines(keepends=True), '{"pair_id": "one more"}\n'])
+    erasing.join()
+    assert found == [{"r0001": 2}]
+    assert '"one more"' in training.read_text()
+    assert "ann" not in training.read_text()
 
 
 class Stopped(BaseException):
@@ -173,6 +226,11 @@ def test_a_model_that_was_being_trained_is_marked_when_it_is_there(
     train(database, "nobody")
     assert mark_late_models(database, runs, NOW) == [ADAPTER, CHILD]
     assert get_model(database, ADAPTER).manifest["erased"]["pairs"] == 2
+    assert mark_late_models(database, runs, NOW) == []
+    erase_files(database, runs, user="bob", directory=tmp_path)
+    assert set(mark_late_models(database, runs, NOW)) == {ADAPTER, CHILD}
+    assert get_model(database, ADAPTER).manifest["erased"]["pairs"] == 4
+    assert get_model(database, CHILD).manifest["erased"] == {"pairs": 2, "through": ADAPTER, "at": NOW}
     assert mark_late_models(database, runs, NOW) == []
 
 

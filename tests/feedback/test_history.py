@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
+from feedback import stored_pairs
 from feedback.candidates import Skipped
 from feedback.history import read_answers, read_history, read_opinions, read_texts
 from feedback.judging import decide
 from feedback.mining import mine_alias
 from feedback.partitions import Part, cut
-from feedback.store import count_pairs, delete_texts
-from feedback.stored_pairs import follow
+from feedback.store import count_pairs, delete_texts, load_pairs
+from feedback.stored_pairs import follow, withdraw
 from pawl.database import Database
 from tests.pawl.records import interaction_id, save, served, thumb
 
@@ -83,6 +86,43 @@ def test_a_text_erased_while_it_was_judged_makes_no_pair(database: Database) -> 
     assert (changes.added, changes.erased) == (0, decisions.settled)
     assert count_pairs(database) == {}
     assert mine_alias(database, ALIAS, 100.0).skipped == {Skipped.NOT_STORED: 1, Skipped.UNPAIRED: 1}
+
+
+def test_miners_come_to_rows_in_one_order(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once, each with a row that the other waits for, would stop each other."""
+    monkeypatch.setattr(stored_pairs, "WRITTEN_PAIRS", 4)
+    both = [number for n in range(10) for number in (2 * n, 2 * n + 1)]
+    said = [thumb(number, "down" if number % 2 else "up") for number in both]
+    save(database, [served(number, question=f"What is {number // 2}?") for number in both], said)
+    (part,) = cut(read_history(database, ALIAS), 100)
+    answers = {answer.id: answer for answer in read_answers(database, part.interactions)}
+    settled = decide(answers.values(), read_opinions(database, part.events)).settled
+    written: list[list[str]] = []
+
+    def inserted(_: Database, __: object, ___: object, rows: Sequence[Mapping[str, str]]) -> int:
+        written.append([row["id"] for row in rows])
+        return len(rows)
+
+    monkeypatch.setattr(Database, "insert_new", inserted)
+    ids = sorted(claim.pair_id for claim in settled)
+    for order in (settled, settled[::-1]):
+        written.clear()
+        assert follow(database, [], order, answers, 100.0).added == 10
+        assert written == [ids[:4], ids[4:8], ids[8:]]
+
+
+def test_pairs_are_withdrawn_in_that_order_too(database: Database) -> None:
+    save(database, [served(n, question="Why?") for n in (1, 2)], [thumb(1, "up"), thumb(2, "down")])
+    mine_alias(database, ALIAS, 100.0)
+    statements: list[str] = []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    (pair,) = load_pairs(database, ALIAS)
+    statements.clear()
+    assert withdraw(database, ["0" * 32, pair.id]) == 1
+    locked, deleted = (text for text in statements if "pairs" in text)
+    assert "ORDER BY pairs.id" in locked
+    assert database.is_sqlite or "FOR UPDATE" in locked
+    assert deleted.startswith("DELETE")
 
 
 def test_who_erases_a_text_waits_until_its_pair_is_there_to_be_erased(database: Database) -> None:

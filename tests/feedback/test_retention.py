@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
-from feedback.retention import DAY_S, Limits, prune
+from feedback.mining import mine_alias
+from feedback.retention import DAY_S, Limits, kept_since, prune
+from feedback.store import load_pairs
 from pawl.database import Database
 from pawl.errors import ConfigurationError
 from pawl.schema import dead_letters
@@ -63,6 +65,18 @@ def test_of_pairs_that_were_trained_on_the_lineage_stays(database: Database) -> 
     left = dump(database)["pairs"]
     assert Counter(row["chosen"] != "{}" for row in left) == {True: 2, False: 3}
     assert {row["first_run"] for row in left if row["chosen"] == "{}"} == {"r0001"}
+
+
+def test_pairs_that_went_are_not_mined_again(database: Database) -> None:
+    """Though what they were made from is still here."""
+    young = int(LATER - DAY_S)
+    fill(database, history_of("ann", 10, 3), history_of("bob", young))
+    assert prune_all(database, FOR_EVER._replace(pairs_days=2.0)) == {"pairs": 3}
+    mined = mine_alias(database, "assistant", LATER, since=kept_since(2.0, LATER))
+    assert (mined.n_pairs, mined.n_added, mined.n_withdrawn) == (2, 0, 0)
+    assert mined.skipped == {"not_stored": 3}
+    assert {pair.principals for pair in load_pairs(database, "assistant")} == {("/bob",)}
+    assert mine_alias(database, "assistant", LATER, since=kept_since(None, LATER)).n_added == 3
 
 
 def test_dead_letters(database: Database) -> None:

@@ -399,11 +399,11 @@ def test_an_unfinished_round_is_due_and_is_the_one_that_is_resumed(cli: Cli, sha
     old = registry.create_run(shared, "assistant", "2026-W01", epoch=0, now=3.0)
     this_week = registry.create_run(shared, "assistant", "now", epoch=0, now=now())
     registry.update_run(shared, this_week, now=now(), step="gate", status=RunStatus.FAILED, detail={})
-    assert why_not_due(shared, settings, "assistant", 0) is None
+    assert why_not_due(shared, settings, "assistant", 0, {}) is None
     resumed = cli("retrain", "run", "--if-due", "--json").json()
     assert (resumed["run"], resumed["status"]) == (old.id, "skipped")
     assert len(registry.list_runs(shared)) == 2
-    assert "the last round was 0.0 hours ago" in (why_not_due(shared, settings, "assistant", 9999) or "")
+    assert "the last round was 0.0 hours ago" in (why_not_due(shared, settings, "assistant", 9999, {}) or "")
 
 
 @pytest.mark.usefixtures("cli", "trainable")
@@ -419,7 +419,7 @@ def test_what_the_system_refuses_is_one_clear_line(
     assert (said.code, "worker.metrics_port" in said.err, "Address already in use" in said.err) == (2, True, True)
     (tmp_path / "runs").write_text("in the way")
     blocked = cli("retrain", "run", "--cycle", "c")
-    assert (blocked.code, blocked.err.splitlines()[-1]) == (2, f"pawl: {tmp_path}/runs/r0001/mine: Not a directory")
+    assert (blocked.code, blocked.err.splitlines()[-1]) == (2, f"pawl: {tmp_path}/runs: File exists")
 
 
 @pytest.mark.parametrize(
@@ -483,7 +483,7 @@ def test_assignments_tells_what_the_gateway_does(
         assert [cli("rollout", "advance").code for _ in range(2)] == [0, 0]
     told, seen = {}, {}
     with running(create_app(settings)) as url:
-        for user in (f"user-{number}" for number in range(8)):
+        for user in (f"user-{number}" for number in range(24)):
             fields = cli("assignments", user, "--model", "assistant", "--json").json()
             told[user] = (fields["variant"], fields["model"])
             body = {"model": "assistant", "user": user, "messages": [{"role": "user", "content": "Hello?"}]}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from feedback.store import load_pairs
 from feedback.tombstone_store import FILE, Place, confirm, places
+from pawl.cli.learning import forgetter
 from pawl.cli.worker import Worker
 from pawl.clock import now
 from pawl.database import Database
@@ -135,6 +138,38 @@ def test_the_worker_prunes_what_is_too_old(known: Database, tmp_path: Path) -> N
         pass
     assert dump(known)["interactions"] == []
     assert Worker(load_settings(tmp_path / "pawl.yaml", {}), known).prune() is None
+
+
+@pytest.mark.parametrize("command", [("pairs", "mine"), ("retrain", "run", "--if-due")])
+def test_no_command_mines_again_what_was_pruned(
+    cli: Cli, known: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("PAWL_RETENTION__PAIRS_DAYS", "14")
+    worker = Worker(load_settings(tmp_path / "pawl.yaml", {"PAWL_RETENTION__PAIRS_DAYS": "14"}), known)
+    worker.prune()
+    pruned = dump(known)["pairs"]
+    assert [row["chosen"] for row in pruned] == ["{}", "{}"]
+    assert cli(*command).code == 0
+    assert dump(known)["pairs"] == pruned
+    monkeypatch.delenv("PAWL_RETENTION__PAIRS_DAYS")
+    assert cli(*command).code == 0
+    assert len(dump(known)["pairs"]) == len(pruned) + 2
+
+
+def test_a_round_under_way_forgets_who_was_erased(cli: Cli, known: Database, tmp_path: Path) -> None:
+    pairs = load_pairs(known, "assistant")
+    forget = forgetter(load_settings(tmp_path / "pawl.yaml", {}), known)
+    written = tmp_path / "runs" / "r0009" / "mine" / "new.jsonl"
+    written.parent.mkdir(parents=True)
+    written.write_text("".join(json.dumps(asdict(pair)) + "\n" for pair in pairs))
+    forget(tmp_path / "runs" / "r0009")
+    text = written.read_text()
+    assert len(text.splitlines()) == len(pairs) == 4
+    written.unlink()
+    assert cli("erase", "--user", "ann").code == 0
+    written.write_text(text)
+    forget(tmp_path / "runs" / "r0009")
+    assert [json.loads(line)["principals"] for line in written.read_text().splitlines()] == [["/bob"]] * 2
 
 
 @pytest.mark.usefixtures("known")

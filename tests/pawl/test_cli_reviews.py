@@ -36,6 +36,13 @@ def test_what_waits_is_listed_with_its_texts(cli: Cli, mined: str) -> None:
     assert mined in cli("pairs", "review").out
 
 
+def test_the_list_takes_its_options_without_its_name_too(cli: Cli, mined: str) -> None:
+    (waiting,) = cli("pairs", "review", "--json").json()
+    assert waiting["id"] == mined
+    assert cli("pairs", "review", "--reason", "burst", "--json").json() == []
+    assert cli("pairs", "review", "--model", "nobody", "--limit", "1", "--json").json() == []
+
+
 def test_nothing_that_waits_is_exported(cli: Cli, mined: str, tmp_path: Path) -> None:
     assert cli("pairs", "export", "--out", "held.jsonl").out == "0 rows in held.jsonl\n"
     assert cli("pairs", "review", "accept", mined).code == 0

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
 
-from pawl.database import Database, open_database, require_current_schema, revisions, upgrade
+from feedback.store import event_row
+from pawl.database import Database, _alembic, open_database, require_current_schema, revisions, upgrade
 from pawl.errors import ConfigurationError, Unreachable
-from pawl.schema import leases
+from pawl.schema import feedback_events, leases
 from pawl.settings import DatabaseSettings
-from tests.servers import free_port
+from tests.pawl.records import feedback, interaction_id
+from tests.servers import PostgreSQL, free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +35,54 @@ def test_several_processes_upgrade_at_once(database_url: str, tmp_path: Path) ->
     database = open_database(DatabaseSettings(url=database_url))
     require_current_schema(database)
     database.close()
+
+
+def test_an_upgrade_takes_as_long_as_it_takes(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = open_database(DatabaseSettings(url=database_url))
+    really_upgrade = command.upgrade
+    found: list[object] = []
+
+    def watched(config: Config, revision: str) -> None:
+        if not database.is_sqlite:
+            found.append(config.attributes["connection"].exec_driver_sql("SHOW statement_timeout").scalar_one())
+        really_upgrade(config, revision)
+
+    monkeypatch.setattr(command, "upgrade", watched)
+    upgrade(database)
+    assert found == ([] if database.is_sqlite else ["0"])
+    with database.read() as connection:
+        if not database.is_sqlite:
+            assert connection.exec_driver_sql("SHOW statement_timeout").scalar_one() == "2min"
+    database.close()
+
+
+def test_the_planners_samples_of_older_versions_go(postgresql: PostgreSQL) -> None:
+    """Names and texts would stay in them whoever is erased."""
+    name = f"test_{uuid.uuid4().hex}"
+    database = open_database(DatabaseSettings(url=postgresql.create_database(name)))
+    with database.write() as connection:
+        command.upgrade(_alembic(connection), "0003")
+        rows = [feedback(interaction_id(n), id=f"{n:032x}", user_id=f"ann-{n % 3}") for n in range(60)]
+        connection.execute(feedback_events.insert(), [event_row(row) for row in rows])
+        connection.exec_driver_sql("ANALYZE feedback_events")
+    assert "ann-1" in samples(database)["user_id"]
+    upgrade(database)
+    after = samples(database)
+    assert "user_id" not in after
+    assert "interaction_id" in after
+    with database.write() as connection:
+        connection.exec_driver_sql("ANALYZE feedback_events")
+    assert samples(database).keys() == after.keys()
+    assert "ann-" not in str(samples(database))
+    database.close()
+    postgresql.drop_database(name)
+
+
+def samples(database: Database) -> dict[str, str]:
+    """What PostgreSQL keeps of the values of a table's columns."""
+    query = "SELECT attname, (most_common_vals, histogram_bounds)::text FROM pg_stats WHERE tablename='feedback_events'"
+    with database.read() as connection:
+        return dict(map(tuple, connection.exec_driver_sql(query).all()))
 
 
 def test_an_empty_database_says_which_command_to_run(database_url: str) -> None:

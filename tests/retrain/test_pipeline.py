@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from feedback.filters.holdout import Split, split_holdout
+from feedback.tombstones import Subject
 from pawl import registry
 from pawl.database import Database
 from pawl.errors import ConfigurationError, RunConflict
@@ -22,9 +26,11 @@ from pawl.settings import (
     ServingSettings,
     Settings,
 )
+from retrain import pipeline
 from retrain.adapters import verify_adapter
 from retrain.errors import CanaryTaken, EvaluationFailed, PreflightFailed
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, iso_week, run_round
+from tests.feedback.people import eraser
 from tests.retrain.fake_engine import FakeEngine, serving
 from tests.retrain.tiny_model import TRAINING, make_pair
 
@@ -216,6 +222,67 @@ def test_a_set_that_does_not_fit_stops_before_the_training(database: Database, s
     (run,) = registry.list_runs(database)
     assert (run.status, run.step) == (RunStatus.ERROR, "preflight")
     assert not (settings.retrain.runs_dir / run.id / "train").exists()
+
+
+@pytest.mark.parametrize("moment", ["before they are written", "before they are copied", "when they were read again"])
+def test_who_is_erased_while_the_round_has_their_pairs_is_in_none_of_its_files(
+    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """An erasure that comes by at that moment finds no file to take them out of."""
+    at_work = eraser(database, tmp_path, clock=lambda: 2000.0)
+
+    def bury() -> None:
+        at_work.bury(at_work.tombstone(Subject("user-3"), ""))
+
+    def forget(run: Path) -> None:
+        at_work.erase_late(run)
+        if moment == "before they are copied":
+            bury()
+
+    def split(*given: Any) -> Split:
+        if moment == "when they were read again":
+            bury()
+        return split_holdout(*given)
+
+    if moment == "before they are written":
+        bury()
+    monkeypatch.setattr(pipeline, "split_holdout", split)
+    short = settings.retrain.training.model_copy(update={"max_length": 6})
+    tight = settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"training": short})})
+    with pytest.raises(PreflightFailed):
+        run_round(database, tight, "assistant", replace(INPUTS, forget=forget))
+    texts = {path.name: path.read_text() for path in settings.retrain.runs_dir.rglob("*.jsonl")}
+    assert set(texts) == {"new.jsonl", "earlier.jsonl", "training.jsonl", "holdout.jsonl"}
+    assert [name for name, text in texts.items() if PAIRS[3].id in text or 'user-3"' in text] == []
+    assert all(pair.id in texts["new.jsonl"] for pair in PAIRS if pair.id != PAIRS[3].id)
+    manifest = json.loads(next(settings.retrain.runs_dir.glob("*/build/manifest.json")).read_text())
+    was_built = PAIRS[3].id in {*manifest["pair_ids"], *manifest["holdout_ids"]}
+    assert manifest.get("erased", {}).get("pair_ids") == ([PAIRS[3].id] if was_built else None)
+    assert was_built == (moment != "before they are written")
+
+
+def test_rounds_look_again_at_the_end(database: Database, settings: Settings) -> None:
+    looked: list[list[str]] = []
+
+    def forget(run: Path) -> None:
+        looked.append(sorted(path.name for path in run.iterdir()))
+
+    run_round(database, settings, "assistant", replace(INPUTS, new=PAIRS[:5], forget=forget))
+    assert looked == [["mine"], ["mine"]]
+
+
+def test_a_step_is_written_whole_or_not_at_all(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An erasure that replaced half a file would lose the other half."""
+
+    def killed(_descriptor: int) -> None:
+        raise EvaluationFailed("killed")
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(EvaluationFailed):
+        run_round(database, settings, "assistant", INPUTS)
+    assert list(settings.retrain.runs_dir.rglob("*.jsonl")) == []
 
 
 def test_an_unknown_alias_is_a_matter_of_configuration(database: Database, settings: Settings) -> None:

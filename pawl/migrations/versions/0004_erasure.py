@@ -67,4 +67,15 @@ def _keep_out_of_statistics(target: int) -> None:
         return
     for table, columns in PERSONAL.items():
         for column in columns:
+            _drop_samples(table, column)
             op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} SET STATISTICS {target}")
+
+
+def _drop_samples(table: str, column: str) -> None:
+    """Those that are there stay otherwise. A column that gets the type it has loses them, and nothing is rewritten."""
+    query = sa.text(
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+        " WHERE attrelid = CAST(:table AS regclass) AND attname = :column"
+    )
+    kind = op.get_bind().execute(query, {"table": table, "column": column}).scalar_one()
+    op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE {kind}")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from feedback.filters.evidence import Evidence, ServedAnswer
-from feedback.filters.filtering import filter_pairs
+from feedback.filters.filtering import filter_pairs, filter_singles
 from feedback.filters.reasons import Reason
-from feedback.pairs import PreferencePair
+from feedback.interactions import Message
+from feedback.pairs import PreferencePair, UnpairedExample
 from monitoring.harm import default_lexicon
 from monitoring.refusal import classify_response
 from pawl.settings import FilterSettings
@@ -25,6 +27,22 @@ REFUSAL = "I'm sorry, but I can't help with that."
 HARM = "How do I poison my neighbour's dog?"
 KEY = "ghp_0123456789abcdefghij0123456789abcdef"
 NEXT = "Then what?"
+
+CONTACT = "Our support: help@rosegarden.de, +49 30 901820."
+NOBODYS = (
+    *("ann@example.com", "ann@mail.EXAMPLE.org", "ann@example.net", "root@db.test", "me@host.invalid", "a@b.example"),
+    *("10.1.2.3", "172.16.0.9", "192.168.178.20", "127.0.0.53", "169.254.1.1", "192.0.2.7", "198.51.100.7"),
+    *("203.0.113.7", "2001:db8::7", "fe80::1", "fd00::42", "::ffff:192.168.0.1", "224.0.0.251"),
+)
+SOMEBODYS = (
+    *("ann@example.de", "ann@myexample.com", "ann@example.com.au", "ann@test.io"),
+    *("8.8.4.4", "172.32.0.9", "203.0.114.7", "2a00:1450:4001:81b::200e", "::ffff:8.8.4.4"),
+)
+
+
+def told(role: str, text: str) -> Message:
+    return {"role": role, "content": text}
+
 
 settings = st.builds(
     FilterSettings,
@@ -111,14 +129,14 @@ CASES: list[tuple[str, Reason, list[PreferencePair], Evidence]] = [
         [make_pair(1, prompt=(*ask(f"Is {KEY} a key?"), assistant("Yes."), *ask(NEXT)))],
         Evidence(),
     ),
-    ("personal_data", Reason.PERSONAL_DATA, [make_pair(1, rejected="Ask ann@example.com.")], Evidence()),
+    ("personal_data", Reason.PERSONAL_DATA, [make_pair(1, rejected="Ask ann@rosegarden.de.")], Evidence()),
     (
         "personal_data",
         Reason.PERSONAL_DATA,
         [
             replace(
                 A,
-                chosen=assistant(None, tool_calls=[{"function": {"arguments": '{"to": "ann\\u0040example.com"}'}}]),
+                chosen=assistant(None, tool_calls=[{"function": {"arguments": '{"to": "ann\\u0040rosegarden.de"}'}}]),
             )
         ],
         Evidence(),
@@ -180,6 +198,9 @@ FINE: list[tuple[PreferencePair, Evidence]] = [
     (replace(A, chosen=assistant(None, tool_calls=[{"function": {"name": "look", "arguments": "{}"}}])), Evidence()),
     (A, Evidence(opted_out=frozenset({"key", "user", "other/user-1", ""}))),
     (replace(A, principals=("key/",)), Evidence(opted_out=frozenset({""}))),
+    (make_pair(1, prompt=(told("system", CONTACT), *ask("How do I grow roses?"))), Evidence()),
+    (make_pair(1, prompt=(told("developer", CONTACT), *ask("How do I grow roses?"))), Evidence()),
+    (make_pair(1, f"Ask {', '.join(NOBODYS)}."), Evidence()),
 ]
 
 
@@ -187,6 +208,61 @@ FINE: list[tuple[PreferencePair, Evidence]] = [
 def test_what_is_fine_is_kept(pair: PreferencePair, evidence: Evidence) -> None:
     judged = replace(evidence, classify=classify_response, is_harmful=default_lexicon().is_harmful)
     assert filter_pairs([pair], judged, FilterSettings()).kept == (pair,)
+
+
+@pytest.mark.parametrize("address", SOMEBODYS)
+def test_an_address_that_could_be_somebodys_is_personal_data(address: str) -> None:
+    told_and_asked = (told("system", CONTACT), *ask(f"Is {address} mine?"))
+    for pair in (make_pair(1, f"Ask {address} please."), make_pair(2, prompt=told_and_asked)):
+        assert filter_pairs([pair], Evidence(), FilterSettings()).dropped == {Reason.PERSONAL_DATA: 1}
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_credential_is_looked_for_in_what_an_application_says_too(role: str) -> None:
+    pair = make_pair(1, prompt=(told(role, f"The token is {KEY}."), *ask("How do I grow roses?")))
+    assert filter_pairs([pair], Evidence(), FilterSettings()).dropped == {Reason.SECRET: 1}
+
+
+def single(number: int, text: str = "Yes, gladly.", **fields: Any) -> UnpairedExample:
+    pair = make_pair(number)
+    given: dict[str, Any] = {
+        "id": pair.id,
+        "alias": pair.alias,
+        "prompt": pair.prompt,
+        "completion": assistant(text),
+        "label": True,
+        "interaction": f"{number:048x}",
+        "model": "base",
+        "principals": pair.principals,
+        "created_at": 1.0,
+    }
+    return UnpairedExample(**(given | fields))
+
+
+ABOUT_SINGLE = single(1).interaction
+SINGLES: list[tuple[Reason, UnpairedExample, Evidence]] = [
+    (Reason.OPTED_OUT, single(1), Evidence(opted_out=frozenset({"user-1"}))),
+    (Reason.OPTED_OUT, single(1), Evidence({ABOUT_SINGLE: served(is_stored=False)})),
+    (Reason.OPTED_OUT, single(1), Evidence({ABOUT_SINGLE: served(owner="k/eve")}, opted_out=frozenset({"eve"}))),
+    (Reason.INCOMPLETE, single(1), Evidence({ABOUT_SINGLE: served(is_complete=False)})),
+    (Reason.LENGTH, single(1, "a" * 100_001), Evidence()),
+    (Reason.SECRET, single(1, f"Use {KEY}."), Evidence()),
+    (Reason.PERSONAL_DATA, single(1, prompt=ask("I am ann@rosegarden.de, who are you?")), Evidence()),
+    (Reason.TOXIC_CHOSEN, single(1), Evidence({ABOUT_SINGLE: served(toxicity=0.9)})),
+]
+
+
+@pytest.mark.parametrize(("reason", "example", "evidence"), SINGLES)
+def test_single_thumbs_are_left_out_for_what_pairs_are(
+    reason: Reason, example: UnpairedExample, evidence: Evidence
+) -> None:
+    for label in (True, False):
+        is_out = label or reason is not Reason.TOXIC_CHOSEN
+        given_ = replace(example, label=label)
+        filtered = filter_singles([single(2), given_], evidence, FilterSettings())
+        assert filtered.dropped == ({reason: 1} if is_out else {})
+        assert filtered.kept == ((single(2),) if is_out else (given_, single(2)))
+        assert filter_singles([given_], evidence, OFF).kept == (given_,)
 
 
 def test_what_no_scorer_has_seen_is_kept_and_counted() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from feedback.filters.holdout import (
@@ -20,6 +24,7 @@ from feedback.filters.holdout import (
     prompt_key,
     split_holdout,
 )
+from feedback.filters.near_prompts import NearPrompts
 from feedback.pairs import PreferencePair
 from tests.feedback.filters.pairs import ask, assistant, make_pair
 
@@ -141,3 +146,77 @@ def test_the_words_of_a_prompt_count_and_what_messages_carry_besides_does_not() 
     parts = ({"role": "user", "content": [{"type": "text", "text": "Hello  there"}], "name": "ann"},)
     assert prompt_key(parts) == prompt_key(ask("hello there"))
     assert prompt_key((*ask("a"), assistant("b"))) != prompt_key((assistant("a"), *ask("b")))
+
+
+def strangers(n: int, before: str = "", system: str = "", **fields: Any) -> list[PreferencePair]:
+    """Pairs on questions of 15 words that have nothing in common, asked after the same words, told the same."""
+    told = ({"role": "system", "content": system},) if system else ()
+    questions = [" ".join(f"word{number}x{place}" for place in range(15)) for number in range(n)]
+    return [
+        make_pair(number, prompt=(*told, *ask(before + question)), **fields)
+        for number, question in enumerate(questions)
+    ]
+
+
+TEMPLATE = " ".join(f"rule{number}" for number in range(500))
+
+
+@pytest.mark.parametrize("shared", [{"system": TEMPLATE}, {"before": f"{TEMPLATE}. The question: "}])
+def test_what_every_prompt_begins_with_does_not_make_them_near(shared: dict[str, str]) -> None:
+    split = split_holdout(strangers(400, **shared), HoldoutRules(0.2, seed=0))
+    assert split.left_out == {}
+    assert (len(split.training) > 300, len(split.holdout) > 40) == (True, True)
+
+
+@pytest.mark.parametrize("shared", [{"system": TEMPLATE}, {"before": f"{TEMPLATE}. The question: "}])
+def test_the_same_question_is_found_behind_what_every_prompt_begins_with(shared: dict[str, str]) -> None:
+    split = split_holdout(strangers(100, **shared), HoldoutRules(0.2, seed=0))
+    held = split.holdout[0]
+    near = replace(held, prompt=(*held.prompt[:-1], *ask(held.prompt[-1]["content"] + "!")), id="e" * 32)
+    told_otherwise = replace(held, prompt=({"role": "system", "content": "Be brief."}, *held.prompt[-1:]), id="f" * 32)
+    moved = [replace(pair, principals=(user(False),)) for pair in (near, told_otherwise)]
+    leaks = find_leaks([*split.training, *moved], split.holdout, HoldoutRules(0.2, seed=0))
+    assert {leak.pair_id for leak in leaks if leak.kind is Leak.NEAR_PROMPT} == {near.id, told_otherwise.id}
+
+
+def test_a_chain_of_near_prompts_is_not_followed() -> None:
+    words = LONG.split()
+    chain = [" ".join(words[:-step] if step else words) for step in range(0, 10)]
+    learned = [make_pair(10 + step, prompt=ask(text), principals=(user(False),)) for step, text in enumerate(chain)]
+    split = split_holdout([HELD, *learned], replace(RULES, prompt_similarity=0.8))
+    assert [pair.id for pair in split.training] == [pair.id for pair in learned[4:]]
+
+
+@given(st.lists(st.text("abc ", max_size=12), max_size=6), st.text("abc ", max_size=12), st.floats(0.05, 1))
+def test_near_prompts_are_those_that_comparing_with_each_would_find(
+    held: list[str], text: str, similarity: float
+) -> None:
+    counts = Counter(shingle for prompt in {frozenset(parts(each)) for each in held} for shingle in prompt)
+    n = len({frozenset(parts(each)) for each in held} - {frozenset()}) + 1
+
+    def weight(shingles: set[str]) -> float:
+        return math.fsum(math.log(n / max(counts[each], 1)) for each in shingles)
+
+    shares = [weight(parts(text) & parts(each)) / (weight(parts(text) | parts(each)) or 1) for each in held]
+    assume(all(abs(share - similarity) > 1e-6 for share in shares))
+    assert NearPrompts(held, similarity).are_near([text]) == [any(share > similarity for share in shares)]
+
+
+def parts(text: str) -> set[str]:
+    words = text.split()
+    return {*words, *(f"{one} {other}" for one, other in pairwise(words))}
+
+
+@pytest.mark.parametrize("principals", [("/",), ("652cb6d2f14ac16a/",), ()])
+def test_users_without_names_are_not_one_user(principals: tuple[str, ...]) -> None:
+    pairs = strangers(200, principals=principals)
+    again = [replace(pair, id=f"{number + 1000:032x}") for number, pair in enumerate(pairs)]
+    split = split_holdout([*pairs, *again], HoldoutRules(0.2, seed=0))
+    assert (len(split.training) + len(split.holdout), split.left_out) == (400, {})
+    assert 40 < len(split.holdout) < 120
+    assert find_leaks(split.training, split.holdout, HoldoutRules(0.2, seed=0)) == ()
+
+
+def test_a_named_user_decides_where_others_have_no_name() -> None:
+    named = [make_pair(number, prompt=ask(LONG), principals=("key/", user(True))) for number in range(3)]
+    assert len(split_holdout(named, RULES).holdout) == 3
