@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from serving.errors import ApiError, NotFound, Overloaded, error_body, type_for_
 from serving.feedback_adapters import Adapters, add_adapters
 from serving.feedback_api import Answered
 from serving.feedback_shapes import meanings_of
+from serving.feedback_uuids import Uuids
 from serving.openapi import (
     FEEDBACK_EXTRA,
     FeedbackRetracted,
@@ -45,10 +46,13 @@ RANDOMNESS = ids.Randomness()
 def build_app(gateway: Gateway) -> FastAPI:
     """Everything that is not hot."""
 
+    uuids = Uuids(gateway.secret, gateway.relay, gateway.database)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with gateway.running():
-            yield
+            with closing(uuids):
+                yield
 
     app = FastAPI(
         title="Pawl gateway",
@@ -62,7 +66,7 @@ def build_app(gateway: Gateway) -> FastAPI:
     _add_health(app, gateway)
     _add_models(app, gateway)
     _add_feedback(app, gateway)
-    add_adapters(app, Adapters(gateway.desk, gateway.database, meanings_of(gateway.settings.serving)), gateway.desk)
+    add_adapters(app, Adapters(gateway.desk, uuids, meanings_of(gateway.settings.serving)), gateway.desk)
     add_stored(app, StoredDesk(secret=gateway.secret, database=gateway.database, clock=gateway.clock))
     add_admin(app, gateway)
     _add_hot_paths(app)

@@ -5,47 +5,45 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 
 from feedback.errors import InvalidFeedback
-from feedback.standing import completion_of_uuid
-from pawl.database import Database
+from feedback.signals import MAX_TAG_VALUE_CHARS, MAX_TAGS
 from serving.error_shapes import TENSORZERO_PATH
-from serving.errors import ApiError, BadRequest, NotFound
-from serving.feedback_api import NO_SUCH_COMPLETION, FeedbackDesk, parse_body
+from serving.errors import ApiError, BadRequest
+from serving.feedback_api import FeedbackDesk, parse_body
 from serving.feedback_repeats import KEY_HEADER, MAX_KEY_CHARS
 from serving.feedback_shapes import Meanings, from_langfuse, from_tensorzero
-from serving.routes import INGESTION, SCORE_ONE, SCORES, key_id_of
-from serving.stored_api import asking_database
+from serving.feedback_uuids import UUID, Uuids
+from serving.routes import INGESTION, SCORE_ONE, SCORES, SHORT_BODY_BYTES, key_id_of
 from serving.wire import headers_of
 
 JSON = "application/json"
-UUID = re.compile(r"(?i:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 JsonObject = dict[str, Any]
 SCORE_CREATE = "score-create"
 MOST_EVENTS = 500
 """In one batch. Langfuse's SDKs send up to a hundred."""
 AT_ONCE = 50
 """Events of a batch that are taken together: their records share a commit, and others get their turn between."""
+SCORE_TEXTS = ("name", "dataType", "traceId", "observationId", "comment")
 
 
 class Adapters:
     """Feedback in foreign shapes, given to the desk in ours."""
 
-    def __init__(self, desk: FeedbackDesk, database: Database, meanings: Meanings) -> None:
+    def __init__(self, desk: FeedbackDesk, uuids: Uuids, meanings: Meanings) -> None:
         """
         Args:
+            uuids: Who knows which completion a UUID names.
             meanings: What the installation's own metrics and scores stand for, by name.
         """
         self._desk = desk
-        self._database = database
+        self._uuids = uuids
         self._meanings = meanings
 
     async def tensorzero(self, headers: Mapping[str, str], raw: bytes, key_id: str) -> JsonObject:
@@ -54,25 +52,23 @@ class Adapters:
         Raises:
             ApiError: see `FeedbackDesk.take`.
         """
-        body = parse_body(raw)
+        body = await parsed(raw)
+        _check_texts(body, ("metric_name",))
         try:
             own = from_tensorzero(body, self._meanings)
         except InvalidFeedback as exc:
             raise BadRequest(str(exc), param=exc.param, code="invalid_feedback") from exc
-        own["completion_id"] = await self._completion_id(own["completion_id"])
+        own["completion_id"] = await self._completion_id(own["completion_id"], headers, key_id)
         is_kept = body.get("dryrun") is not True
         answered = await self._desk.take_body(headers, own, raw, key_id, is_kept=is_kept)
         feedback_id = str(json.loads(answered.body)["id"])
         return {"feedback_id": as_uuid(feedback_id), "id": feedback_id}
 
-    async def _completion_id(self, given: Any) -> Any:
+    async def _completion_id(self, given: Any, headers: Mapping[str, str], key_id: str) -> Any:
         """TensorZero's own client sends UUIDs only: the first part of a completion's id is one."""
         if not isinstance(given, str) or not UUID.fullmatch(given):
             return given
-        found = await asking_database(completion_of_uuid, self._database, given.replace("-", "").lower())
-        if found is None:
-            raise NotFound(NO_SUCH_COMPLETION, param="inference_id", code="completion_not_found")
-        return found
+        return await self._uuids.completion_id(given, headers, key_id)
 
     async def score(self, headers: Mapping[str, str], raw: bytes, key_id: str) -> JsonObject:
         """`POST /api/public/scores`.
@@ -80,7 +76,8 @@ class Adapters:
         Raises:
             ApiError: see `FeedbackDesk.take`.
         """
-        return {"id": await self._take_score(headers, parse_body(raw), raw, key_id)}
+        own = self._own(await parsed(raw))
+        return {"id": await self._take(headers, own, raw, key_id)}
 
     async def ingest(self, headers: Mapping[str, str], raw: bytes, key_id: str) -> JsonObject:
         """`POST /api/public/ingestion`: what became of each event.
@@ -88,7 +85,7 @@ class Adapters:
         Raises:
             BadRequest: it is no batch, or too long a one.
         """
-        events = parse_body(raw).get("batch")
+        events = (await parsed(raw)).get("batch")
         if not isinstance(events, list) or len(events) > MOST_EVENTS:
             problem = f"batch must be a list of at most {MOST_EVENTS} events"
             raise BadRequest(problem, param="batch", code="invalid_batch")
@@ -100,7 +97,8 @@ class Adapters:
         return {"successes": taken, "errors": [one for one in outcomes if "message" in one]}
 
     async def _ingest_one(self, headers: Mapping[str, str], event: Any, key_id: str) -> JsonObject:
-        event_id = str(event.get("id")) if isinstance(event, dict) else ""
+        given = event.get("id") if isinstance(event, dict) else None
+        event_id = given if isinstance(given, str) else ""
         try:
             await self._take_event(headers, event, key_id)
         except ApiError as error:
@@ -117,15 +115,65 @@ class Adapters:
         is_key = isinstance(event_id, str) and event_id.isascii() and event_id.isprintable()
         if is_key and 0 < len(event_id) <= MAX_KEY_CHARS:
             headers = {**headers, KEY_HEADER: event_id}
-        await self._take_score(headers, score, json.dumps(score).encode(), key_id)
+        own = self._own(score)
+        await self._take(headers, own, json.dumps(own).encode(), key_id)
 
-    async def _take_score(self, headers: Mapping[str, str], score: Mapping[str, Any], raw: bytes, key_id: str) -> str:
+    def _own(self, score: Mapping[str, Any]) -> JsonObject:
+        """A score as ours."""
+        _check_score(score)
         try:
-            own = from_langfuse(score, self._meanings)
+            return from_langfuse(score, self._meanings)
         except InvalidFeedback as exc:
             raise BadRequest(str(exc), param=exc.param, code="invalid_feedback") from exc
+
+    async def _take(self, headers: Mapping[str, str], own: JsonObject, raw: bytes, key_id: str) -> str:
         answered = await self._desk.take_body(headers, own, raw, key_id)
         return str(json.loads(answered.body)["id"])
+
+
+async def parsed(raw: bytes) -> Mapping[str, Any]:
+    """A body's JSON object; a long one is read on a thread.
+
+    Raises:
+        BadRequest: see `parse_body`.
+    """
+    return parse_body(raw) if len(raw) <= SHORT_BODY_BYTES else await asyncio.to_thread(parse_body, raw)
+
+
+def _check_score(score: Mapping[str, Any]) -> None:
+    """Before anything of it is written down, which takes long where a text or a number ought to be and a tree is.
+
+    Raises:
+        BadRequest: it is no score.
+    """
+    _check_texts(score, SCORE_TEXTS)
+    if isinstance(score.get("value"), list | dict):
+        raise BadRequest("'value' must be a number, a text or a boolean", param="value", code="invalid_feedback")
+    metadata = score.get("metadata")
+    if isinstance(metadata, dict) and (len(metadata) > MAX_TAGS or not all(map(is_short, metadata.values()))):
+        problem = f"'metadata' must have at most {MAX_TAGS} entries of at most {MAX_TAG_VALUE_CHARS} characters"
+        raise BadRequest(problem, param="metadata", code="invalid_feedback")
+
+
+def _check_texts(body: Mapping[str, Any], names: Sequence[str]) -> None:
+    wrong = next((name for name in names if not isinstance(body.get(name), str | None)), None)
+    if wrong is not None:
+        raise BadRequest(f"'{wrong}' must be a text", param=wrong, code="invalid_feedback")
+
+
+def is_short(value: object) -> bool:
+    """Whether JSON may fit in a tag; what is far too long is not looked at whole.
+
+    >>> is_short({"a": [1, 2]}), is_short("x" * 513), is_short([[0] * 600])
+    (True, False, False)
+    """
+    waiting, size = [value], 0
+    while waiting and size <= MAX_TAG_VALUE_CHARS:
+        one = waiting.pop()
+        size += len(one) if isinstance(one, str | list | dict) else 1
+        if isinstance(one, list | dict) and size <= MAX_TAG_VALUE_CHARS:
+            waiting += [*one, *one.values()] if isinstance(one, dict) else one
+    return size <= MAX_TAG_VALUE_CHARS
 
 
 def as_uuid(feedback_id: str) -> str:
@@ -219,7 +267,8 @@ def _body(schema: JsonObject) -> JsonObject:
 
 
 def _answer(value: JsonObject, status: int = 200) -> Response:
-    return Response(orjson.dumps(value), status, None, JSON)
+    """In ASCII: an event's id may hold lone surrogates."""
+    return Response(json.dumps(value).encode(), status, None, JSON)
 
 
 def add_adapters(app: FastAPI, adapters: Adapters, desk: FeedbackDesk) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from serving.error_shapes import LANGFUSE_PATHS, TENSORZERO_PATH
@@ -9,15 +10,11 @@ from serving.routes import FEEDBACK_PATH
 from serving.wire import AsgiMessage, RawHeaders, Scope, Send
 
 ANY = "*"
-PREFLIGHT: RawHeaders = [
-    (b"access-control-allow-methods", b"POST, DELETE"),
-    (
-        b"access-control-allow-headers",
-        b"authorization, content-type, idempotency-key, x-pawl-feedback-token, x-pawl-user",
-    ),
-    (b"access-control-max-age", b"600"),
-    (b"content-length", b"0"),
-]
+ASKED = b"access-control-request-headers"
+HEADER_NAMES = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}){0,63}")
+"""Tokens as RFC 9110 has them (section 5.6.2), not many and not long."""
+MOST_ASKED_BYTES = 2048
+OWN_HEADERS = b"authorization, content-type, idempotency-key, x-pawl-feedback-token, x-pawl-user"
 
 
 def takes_feedback(path: str) -> bool:
@@ -45,7 +42,8 @@ class Origins:
         if not granted:
             return send
         if scope["method"] == "OPTIONS":
-            await send({"type": "http.response.start", "status": 204, "headers": [*granted, *PREFLIGHT]})
+            headers = [*granted, *preflight(_header(scope, ASKED))]
+            await send({"type": "http.response.start", "status": 204, "headers": headers})
             await send({"type": "http.response.body", "body": b""})
             return None
 
@@ -57,6 +55,28 @@ class Origins:
         return send_granted
 
     def _granted(self, scope: Scope) -> RawHeaders:
-        origin = next((value for name, value in scope["headers"] if name.lower() == b"origin"), b"")
+        origin = _header(scope, b"origin")
         is_granted = origin and (ANY in self._allowed or origin.decode("latin-1") in self._allowed)
         return [(b"access-control-allow-origin", origin), (b"vary", b"origin")] if is_granted else []
+
+
+def preflight(asked: bytes) -> RawHeaders:
+    """What a browser hears that asks before it sends: other systems' SDKs add headers of their own, under many names.
+
+    Args:
+        asked: The names it asks for; what is no list of them is answered by those that we read.
+
+    >>> dict(preflight(b"x-langfuse-sdk-name"))[b"access-control-allow-headers"]
+    b'x-langfuse-sdk-name'
+    """
+    is_sound = len(asked) <= MOST_ASKED_BYTES and HEADER_NAMES.fullmatch(asked)
+    return [
+        (b"access-control-allow-methods", b"POST, DELETE"),
+        (b"access-control-allow-headers", asked if is_sound else OWN_HEADERS),
+        (b"access-control-max-age", b"600"),
+        (b"content-length", b"0"),
+    ]
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    return next((value for name, value in scope["headers"] if name.lower() == wanted), b"")

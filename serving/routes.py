@@ -87,6 +87,7 @@ FEEDBACK_PATH = "/v1/feedback"
 SCORES = LANGFUSE_PATHS + "scores"
 SCORE_ONE = SCORES + "/{score_id}"
 INGESTION = LANGFUSE_PATHS + "ingestion"
+FEEDBACK_POSTS = frozenset({FEEDBACK_PATH, TENSORZERO_PATH, SCORES, INGESTION})
 
 
 def _admin(*routes: tuple[str, str]) -> tuple[RouteSpec, ...]:
@@ -232,10 +233,12 @@ def longest_body(path: str, most: int) -> int:
 
     >>> [longest_body(path, 4_000_000) for path in ("/admin/v1/keys", "/v1/feedback", "/v1/other")]
     [65536, 1572864, 4000000]
+    >>> longest_body("/api/public/ingestion", 4_000_000)
+    1572864
     """
     if path.startswith((ADMIN, CHAT_LIST + "/")):
         return min(most, SHORT_BODY_BYTES)
-    return min(most, FEEDBACK_BODY_BYTES) if path in (FEEDBACK_PATH, TENSORZERO_PATH, SCORES) else most
+    return min(most, FEEDBACK_BODY_BYTES) if path in FEEDBACK_POSTS else most
 
 
 async def key_id_for(keys: Keys, headers: Mapping[str, str], scope: Scope) -> str:

@@ -15,6 +15,7 @@ from pawl import ids
 from pawl.errors import Unreachable
 from pawl.settings import Settings
 from serving.gateway import Gateway, create_app
+from serving.health import Health
 from tests.fake_vllm import Behaviour, FakeVLLM
 from tests.gateway_configuration import make_schema, settings_of
 from tests.servers import PostgreSQL, private_postgresql, running
@@ -77,6 +78,8 @@ def served(shared: Served) -> Served:
     shared.engine.seen.clear()
     shared.engine.seen_headers.clear()
     shared.engine.n_aborted = 0
+    for replica in shared.gateway.replicas["assistant"].replicas:
+        replica.health = Health(shared.gateway.settings.serving.replicas)  # Else other tests' failures could eject it.
     return shared
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import json
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ import httpx2
 import pytest
 
 from pawl.settings import Settings
+from serving import feedback_standing, feedback_uuids
 from serving.feedback_adapters import MOST_EVENTS
+from serving.routes import FEEDBACK_BODY_BYTES
 from tests.fake_vllm import FakeVLLM
 from tests.servers import free_port, running
 from tests.serving.conftest import Served, serving
 from tests.serving.keyed import add_key, bearer
-from tests.serving.talk import CHAT, QUESTION
-from tests.serving.test_feedback import events_on
+from tests.serving.raw_server import request, said
+from tests.serving.talk import CHAT, QUESTION, STREAM
+from tests.serving.test_feedback import events_on, hold_the_drain
 
 ADA = {"x-pawl-user": "ada"}
 EVE = {"x-pawl-user": "eve"}
@@ -62,8 +67,16 @@ def ask(place: tuple[Served, str], user: dict[str, str] = ADA) -> httpx2.Respons
     return response
 
 
-def tensorzero(client: httpx2.Client, inference_id: str, name: str, value: Any, **more: Any) -> httpx2.Response:
-    return client.post("/feedback", json={"inference_id": inference_id, "metric_name": name, "value": value, **more})
+def tensorzero(
+    client: httpx2.Client,
+    inference_id: str,
+    name: str,
+    value: Any,
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> httpx2.Response:
+    body = {"inference_id": inference_id, "metric_name": name, "value": value, **more}
+    return client.post("/feedback", json=body, headers=headers)
 
 
 def kept(place: tuple[Served, str], completion_id: str, n: int) -> list[tuple[str, str]]:
@@ -127,6 +140,84 @@ def test_tensorzeros_clients_can_read_why_not(client: httpx2.Client, body: bytes
     assert refused.status_code == 400
     assert set(refused.json()) == {"error"}
     assert isinstance(refused.json()["error"], str)
+
+
+def uuid_of(completion_id: str) -> str:
+    return str(uuid.UUID(completion_id.removeprefix("chatcmpl-")[:32]))
+
+
+def no_look_up(*_: Any) -> None:
+    raise AssertionError("the database was asked")
+
+
+def test_who_shows_a_token_is_answered_without_the_database(
+    place: tuple[Served, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, _ = place
+    asked, other = ask(place), ask(place)
+    monkeypatch.setattr(feedback_uuids, "completion_of_uuid", no_look_up)
+    tokens = [one.headers["x-pawl-feedback-token"] for one in (asked, other)]
+    body = {"inference_id": uuid_of(asked.json()["id"]), "metric_name": "stars", "value": 5}
+    stranger = {**body, "inference_id": str(uuid.uuid4())}
+    forged = f"ffffffff.{asked.json()['id'].removeprefix('chatcmpl-')}.{'0' * 32}"
+    for token, sent, status in (
+        (tokens[0], body, 200),
+        (f"{tokens[1]}, {tokens[0]}", body, 200),
+        (tokens[1], body, 401),
+        (forged, body, 401),
+        ("garbage", body, 401),
+        ("garbage", stranger, 401),
+        ("", stranger, 401),
+    ):
+        answer = served.client.post("/feedback", json=sent, headers={"x-pawl-feedback-token": token})
+        assert answer.status_code == status, (token, answer.text)
+    assert kept(place, asked.json()["id"], 2) == [("rating", "1.0")] * 2
+
+
+def test_a_uuid_of_what_is_not_stored_yet(place: tuple[Served, str], client: httpx2.Client) -> None:
+    served, _ = place
+    release = threading.Event()
+    hold_the_drain(served, release)
+    try:
+        answered = client.post(CHAT, json=QUESTION).json()["id"]
+        assert tensorzero(client, uuid_of(answered), "stars", 5).status_code == 200
+        foreign = tensorzero(client, uuid_of(answered), "stars", 5, headers=EVE)
+        assert foreign.status_code == 404
+    finally:
+        release.set()
+    served.stored(answered)
+    assert kept(place, answered, 1) == [("rating", "1.0")]
+
+
+def test_a_uuid_of_what_is_being_answered(place: tuple[Served, str], client: httpx2.Client) -> None:
+    served, _ = place
+    served.engine.behaviour.gap_s = 1.0
+    try:
+        with client.stream("POST", CHAT, json=STREAM) as response:
+            chunks = response.iter_raw()
+            next(chunks)
+            completion_id = "chatcmpl-" + served.engine.seen_headers[-1]["x-request-id"]
+            with httpx2.Client(base_url=served.url, headers=client.headers, timeout=30) as another:
+                assert tensorzero(another, uuid_of(completion_id), "stars", 5).status_code == 200
+                assert tensorzero(another, uuid_of(completion_id), "stars", 5, headers=EVE).status_code == 404
+            served.engine.behaviour.gap_s = 0.0
+            assert b"[DONE]" in b"".join(chunks)
+    finally:
+        served.engine.behaviour.gap_s = 0.0
+    served.stored(completion_id)
+    assert kept(place, completion_id, 1) == [("rating", "1.0")]
+
+
+def test_a_database_that_hangs_is_not_waited_for(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = threading.Event()
+    monkeypatch.setattr(feedback_uuids, "completion_of_uuid", lambda *_: release.wait(60) and None)
+    monkeypatch.setattr(feedback_standing, "LOOK_UP_S", 0.1)
+    try:
+        answers = [tensorzero(client, str(uuid.uuid4()), "stars", 5) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [503, 503, 503]
+        assert client.post(CHAT, json=QUESTION).status_code == 200
+    finally:
+        release.set()
 
 
 # ---- Langfuse ----
@@ -210,6 +301,58 @@ def test_a_batch_that_comes_again_counts_once(place: tuple[Served, str], client:
     again = client.post("/api/public/ingestion", json=late).json()
     assert (len(again["successes"]), again["errors"]) == (1, [])
     assert kept(place, completion_id, 2) == [("thumbs", '"up"'), ("thumbs", '"down"')]
+
+
+def test_an_id_may_hold_half_a_character(place: tuple[Served, str], client: httpx2.Client) -> None:
+    own = ask(place).json()["id"]
+    good = event({"traceId": own, "name": "stars", "value": 5}, event_id="\ud83d")
+    wrong = event({"traceId": own, "name": "unheard_of \ud83d", "value": 5}, event_id="\ude00")
+    answer = client.post("/api/public/ingestion", content=json.dumps({"batch": [good, wrong]}))
+    assert answer.status_code == 207
+    told = answer.json()
+    assert [one["id"] for one in (*told["successes"], *told["errors"])] == ["\ud83d", "\ude00"]
+    assert kept(place, own, 1) == [("rating", "1.0")]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", {"a": 1}),
+        ("dataType", ["TEXT"]),
+        ("traceId", 7),
+        ("comment", {"a": 1}),
+        ("value", [1]),
+        ("value", {"type": "text"}),
+        ("metadata", {str(number): "x" for number in range(17)}),
+        ("metadata", {"a": "x" * 513}),
+        ("metadata", {"a": [[0] * 300] * 2}),
+    ],
+)
+def test_a_score_of_trees_is_refused(client: httpx2.Client, field: str, value: Any) -> None:
+    score = {"traceId": "chatcmpl-1", "name": "stars", "value": 5, field: value}
+    refused = client.post("/api/public/ingestion", json={"batch": [event(score)]}).json()["errors"]
+    assert [one["status"] for one in refused] == [400]
+    assert f"'{field}'" in refused[0]["message"]
+    assert client.post("/api/public/scores", json=score).status_code == 400
+
+
+def test_tags_may_hold_small_trees(place: tuple[Served, str], client: httpx2.Client) -> None:
+    own = ask(place).json()["id"]
+    score = {"traceId": own, "name": "stars", "value": 5, "metadata": {"a": {"b": [1, 2]}, "c": "x" * 512}}
+    assert client.post("/api/public/scores", json=score).status_code == 200
+    assert kept(place, own, 1) == [("rating", "1.0")]
+
+
+@pytest.mark.parametrize("path", ["/feedback", "/api/public/scores", "/api/public/ingestion"])
+def test_a_body_is_as_long_as_feedback_may_be(place: tuple[Served, str], path: str) -> None:
+    garbage = "x-pawl-feedback-token: garbage"
+    longest = b"{" + b" " * (FEEDBACK_BODY_BYTES - 2) + b"}"
+    announced = f"content-length: {FEEDBACK_BODY_BYTES + 1}"
+    for sent, status in (
+        (request(path, longest, garbage, "connection: close"), b"400"),
+        (request(path, b"", garbage, "connection: close", announced), b"413"),
+    ):
+        assert said(place[0].address, sent).startswith(b"HTTP/1.1 " + status)
 
 
 def test_a_batch_is_bounded(client: httpx2.Client) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pawl.settings import Settings
+from serving.feedback_origins import OWN_HEADERS, preflight
 from tests.fake_vllm import FakeVLLM
 from tests.serving.conftest import Served, serving
 from tests.serving.test_feedback import ask, rate
@@ -47,6 +48,38 @@ def test_a_page_learns_whether_it_may_send(
             ):
                 assert answer.headers.get(GRANT) == (origin if origin in granted else None)
                 assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_granted"),
+    [
+        ("authorization,content-type,x-langfuse-public-key,x-langfuse-sdk-name,x-langfuse-sdk-version", True),
+        ("authorization, x-stainless-lang, x-stainless-retry-count", True),
+        (", ".join(f"x-{number}" for number in range(64)), True),
+        ("", False),
+        ("x-a b", False),
+        ("x-a,,x-b", False),
+        ("x-a: b", False),
+        ("x-\xe9", False),
+        ("x" * 65, False),
+        (", ".join(f"x-{number}" for number in range(65)), False),
+        (",".join(["x" * 64] * 40), False),
+    ],
+)
+def test_sdks_may_send_headers_of_their_own(names: str, is_granted: bool) -> None:
+    (granted,) = (
+        value for name, value in preflight(names.encode("latin-1")) if name == b"access-control-allow-headers"
+    )
+    assert granted == (names.encode("latin-1") if is_granted else OWN_HEADERS)
+
+
+def test_langfuses_sdk_passes_the_preflight(make_settings: Callable[..., Settings], engine: FakeVLLM) -> None:
+    names = "authorization,content-type,x-langfuse-sdk-name"
+    with serving(make_settings(feedback_origins=[APP]), engine) as served:
+        for origin, granted in ((APP, names), (ELSEWHERE, None)):
+            asking = {"origin": origin, **ASKING, "access-control-request-headers": names}
+            asked = served.client.options("/api/public/ingestion", headers=asking)
+            assert asked.headers.get("access-control-allow-headers") == granted
 
 
 def test_no_other_route_is_opened(make_settings: Callable[..., Settings], engine: FakeVLLM) -> None:

@@ -16,8 +16,10 @@ import pytest
 
 from pawl.database import open_database, upgrade
 from pawl.settings import Settings
+from serving.error_shapes import TENSORZERO_PATH
+from serving.feedback_adapters import MOST_EVENTS
 from serving.fields.table import ROUTES as TABLE
-from serving.routes import HOT_PATHS, longest_body
+from serving.routes import HOT_PATHS, INGESTION, SCORES, longest_body
 from tests.fake_vllm import FakeVLLM
 from tests.servers import running
 from tests.serving.engine_schema import carriers
@@ -192,11 +194,56 @@ def bombs() -> Inputs:
     }
 
 
+COLD_PATHS = (
+    FEEDBACK,
+    TENSORZERO_PATH,
+    SCORES,
+    INGESTION,
+    "/admin/v1/keys",
+    "/admin/v1/rollouts",
+    f"{CHAT}/chatcmpl-" + "0" * 48,
+)
+METRIC = {"inference_id": "chatcmpl-1", "metric_name": "demonstration", "value": "x", "tags": {}}
+SCORE = {
+    **{"traceId": "chatcmpl-1", "name": "comment", "value": "x", "dataType": "TEXT"},
+    **{"comment": "x", "metadata": {}, "environment": "x"},
+}
+EVENT = {"id": "e", "type": "score-create"}
+
+
+def with_tree(body: Mapping[str, Any], field: str, tree: bytes) -> bytes:
+    """A body with something large in the place of one field."""
+    rest = {name: value for name, value in body.items() if name != field}
+    return json.dumps(rest).encode()[:-1] + b',"%b":%b}' % (field.encode(), tree)
+
+
+def adapter_bombs() -> Inputs:
+    """Bodies in other systems' shapes, with a tree where a text or a number ought to be."""
+    trees = {
+        "keys": b"{" + NUMBERED[:1_500_000].rpartition(b",")[0] + b"}",
+        "numbers": full_of(b"1", before=b"[", after=b"]", size=990_000),
+        "blocks": full_of(b'{"type":"text","text":"x"}', before=b"[", after=b"]", size=1_300_000),
+        "a tag": b'{"a":' + full_of(b"1", before=b"[", after=b"]", size=990_000) + b"}",
+    }
+    metrics = {f"{name} as {field}": with_tree(METRIC, field, trees[name]) for name in trees for field in METRIC}
+    scores = {f"{name} as {field}": with_tree(SCORE, field, trees[name]) for name in trees for field in SCORE}
+    events = {
+        f"{name} as an event's {field}": with_tree(EVENT, field, trees[name]) for name in trees for field in EVENT
+    }
+    events |= {name: with_tree(EVENT, "body", score) for name, score in scores.items()}
+    events["many"] = b",".join([with_tree(EVENT, "body", json.dumps(SCORE).encode())] * MOST_EVENTS)
+    return {
+        **{f"{name}, {TENSORZERO_PATH}": post(body, TENSORZERO_PATH) for name, body in metrics.items()},
+        **{f"{name}, {SCORES}": post(body, SCORES) for name, body in scores.items()},
+        **{f"{name}, {INGESTION}": post(b'{"batch":[' + body + b"]}", INGESTION) for name, body in events.items()},
+    }
+
+
 def cold_bombs() -> Inputs:
     """The same for routes of the framework, where all of a body is checked on the loop."""
     return {
         f"{name}, {path}, {size} bytes": post(body, path)
-        for path in (FEEDBACK, "/admin/v1/keys", "/admin/v1/rollouts", f"{CHAT}/chatcmpl-" + "0" * 48)
+        for path in COLD_PATHS
         for size in (longest_body(path, MOST_BYTES), MOST_BYTES)
         for name, body in {
             "deep": b"[" * size,
@@ -284,7 +331,9 @@ def held_by(gateway: Watched, inputs: Inputs) -> dict[str, Lag]:
 
 
 @pytest.mark.parametrize(
-    "corpus", [bombs, cold_bombs, heads, floods, wrong_fields, framing, engine_fields], ids=lambda made: made.__name__
+    "corpus",
+    [bombs, cold_bombs, adapter_bombs, heads, floods, wrong_fields, framing, engine_fields],
+    ids=lambda made: made.__name__,
 )
 def test_no_input_holds_the_event_loop(gateway: Watched, longest_ms: float, corpus: Any) -> None:
     lags = held_by(gateway, corpus())
