@@ -165,12 +165,11 @@ def test_an_answer_that_nobody_reads_does_not_keep_its_connection(
             served.client.get("/metrics")
             n_before, n_ok = n_sockets(), n_requests("ok")
             with ExitStack() as stack:
-                slow = [
-                    stack.enter_context(slow_reader(served.address, QUESTION, "connection: close"))
-                    for _ in range(2 * FEW)
-                ]
-                eventually(lambda: len(engine.asked) == len(slow), within_s=30)
-                eventually(lambda: not served.gateway.relay.calls, within_s=30)
+                slow: list[socket.socket] = []
+                for _ in range(2 * FEW):  # One by one: of so large answers few may wait for the disk at once.
+                    slow.append(stack.enter_context(slow_reader(served.address, QUESTION, "connection: close")))
+                    eventually(lambda: len(engine.asked) == len(slow), within_s=30)
+                    eventually(lambda: not served.gateway.relay.calls, within_s=30)
                 eventually(lambda: n_sockets() <= n_before + len(slow) + FEW, within_s=30)
                 served.client.get("/metrics")
                 assert n_requests("ok") - n_ok == len(slow)
