@@ -12,7 +12,6 @@ import select
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -167,12 +166,11 @@ class Line:
 
     def wait(self, timeout_s: float) -> None:
         """Wait until there is something to hear, or room to send the rest."""
-        until = time.monotonic() + timeout_s
         poll = select.poll()
         poll.register(self.hearing, select.POLLIN)
         if self._unsent:
             poll.register(self.sending, select.POLLOUT)
-        poll.poll(max(0.0, until - time.monotonic()) * 1000)
+        poll.poll(max(0.0, timeout_s) * 1000)
 
     def close(self) -> None:
         """Hang up: the writer ends when it has written what it was sent."""

@@ -20,6 +20,7 @@ from tests.fake_vllm import FakeVLLM
 from tests.feedback.whole_history import whole_history
 from tests.servers import PostgreSQL
 from tests.serving.conftest import Served, serving
+from tests.serving.held_drain import hold
 from tests.serving.talk import CHAT, QUESTION, STREAM, error_of
 from tests.serving.waiting import eventually
 
@@ -186,17 +187,7 @@ def test_feedback_on_what_another_gateway_has_not_drained_yet(make_settings: Mak
 
 def hold_the_drain(served: Served, release: threading.Event) -> None:
     """From now on completions stay in the journals until `release`."""
-    drain = served.gateway.journal_drain
-    assert drain is not None
-    drain_once, is_held = drain.drain_once, threading.Event()
-
-    def held() -> int:
-        is_held.set()
-        return drain_once() if release.is_set() else 0
-
-    drain.drain_once = held  # type: ignore[method-assign]
-    drain.wake()
-    assert is_held.wait(30), "a batch under way has ended then"
+    hold(served.gateway.journal_drain, release)
 
 
 def test_an_old_completion_that_nobody_stores(served: Served) -> None:

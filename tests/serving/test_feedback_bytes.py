@@ -24,8 +24,8 @@ from pawl.settings import Settings
 from tests.fake_vllm import FakeVLLM
 from tests.feedback.test_recording import ANY_TEXT
 from tests.serving.conftest import Served, serving
+from tests.serving.held_drain import hold
 from tests.serving.talk import error_of
-from tests.serving.test_feedback_rules import hold
 from tests.serving.waiting import eventually
 
 MakeSettings = Callable[..., Settings]

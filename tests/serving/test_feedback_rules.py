@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feedback.drain import DrainThread
 from feedback.standing import Last
 from pawl import ids
 from pawl.settings import Settings
@@ -23,6 +22,7 @@ from serving.feedback_api import TICK_S, _after
 from tests.fake_vllm import FakeVLLM
 from tests.servers import PostgreSQL
 from tests.serving.conftest import Served, serving
+from tests.serving.held_drain import hold
 from tests.serving.keyed import bearer, keyed_gateway
 from tests.serving.talk import CHAT, QUESTION, error_of
 from tests.serving.test_feedback import ADA, EVE, ask, events_on, rate
@@ -38,20 +38,6 @@ def ask_for_token(served: Served, headers: Mapping[str, str] = ADA) -> tuple[str
     completion_id = str(response.json()["id"])
     served.stored(completion_id)
     return completion_id, response.headers["x-pawl-feedback-token"]
-
-
-def hold(drain: DrainThread | None, release: threading.Event) -> None:
-    """From now on this drain moves nothing until `release`."""
-    assert drain is not None
-    drain_once, is_held = drain.drain_once, threading.Event()
-
-    def held() -> int:
-        is_held.set()
-        return drain_once() if release.is_set() else 0
-
-    drain.drain_once = held  # type: ignore[method-assign]
-    drain.wake()
-    assert is_held.wait(30), "a batch under way has ended then"
 
 
 def by_token(client: httpx2.Client, token: str, **body: Any) -> httpx2.Response:
