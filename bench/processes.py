@@ -72,8 +72,12 @@ ANYWHERE = Seat()
 
 
 def prefer(pid: int, nice: int) -> None:
-    """Prefer a process's session to others: where the kernel schedules by session (autogroup), `nice` alone is void."""
-    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+    """Prefer a process's session to others: where the kernel schedules by session (autogroup), `nice` alone is void.
+
+    Nothing happens where it cannot be done: without autogroups, without the right, or for a process that no session
+    of its own was ever made for, whose group is the kernel's own and takes no weight (EINVAL).
+    """
+    with suppress(OSError):
         Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 

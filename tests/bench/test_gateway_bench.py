@@ -26,11 +26,19 @@ from bench.native_tools import (
     compile_tools,
     write_bodies,
 )
-from bench.processes import ANYWHERE, cost_of
+from bench.processes import ANYWHERE, cost_of, prefer
 from bench.targets import RECORDS_OFF, RECORDS_ON, Direct, Pawl, Target
 
 SECONDS = 0.3
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+
+KERNEL_THREADS = 2
+"""Linux's kthreadd: of no session, so it is in the group whose weight cannot be changed."""
+
+
+def test_a_process_that_cannot_be_preferred_stays_as_it_is() -> None:
+    prefer(KERNEL_THREADS, 0)
 
 
 @pytest.fixture(scope="module")
