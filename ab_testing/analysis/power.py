@@ -1,0 +1,88 @@
+"""How many users a comparison needs, and how soon a canary's harm shows, before anything is launched."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from scipy import optimize, special
+
+from ab_testing.errors import InsufficientData
+
+
+class Design(NamedTuple):
+    """Two variants of which each user's value varies with standard deviation `sd`."""
+
+    sd: float
+    """Of the value per user; of a ratio, sqrt(users x its variance) as a report of past data shows it."""
+    alpha: float = 0.05
+    """Two-sided."""
+    treatment_share: float = 0.5
+
+
+def power(design: Design, effect: float, users: float) -> float:
+    """Return how likely `users` in total show a difference of `effect`, both tails counted.
+
+    >>> round(power(Design(1.0), 0.2, 785), 3)
+    0.8
+    """
+    shift = abs(effect) / _std_error(design, users)
+    quantile = float(special.ndtri(design.alpha / 2))
+    return float(special.ndtr(quantile + shift) + special.ndtr(quantile - shift))
+
+
+def required_users(design: Design, effect: float, wanted: float = 0.8) -> float:
+    """Return how many users in total show `effect` with probability `wanted`.
+
+    Raises:
+        InsufficientData: No number of users does.
+    """
+    if effect == 0 or not design.alpha < wanted < 1:
+        raise InsufficientData("no number of users shows an effect of zero, or is certain to show one")
+    high = 4.0
+    while power(design, effect, high) < wanted:
+        high *= 2
+    return float(optimize.brentq(lambda users: power(design, effect, users) - wanted, 1e-9, high, xtol=1e-9))
+
+
+def detectable_effect(design: Design, users: float, wanted: float = 0.8) -> float:
+    """Return the smallest effect that `users` in total show with probability `wanted`."""
+    unit = _std_error(design, users)
+    shift = optimize.brentq(lambda effect: power(design, effect, users) - wanted, 0.0, 60 * unit, xtol=1e-15)
+    return float(shift)
+
+
+class HarmForecast(NamedTuple):
+    """When the event-share e-process is expected to stop a harmful canary."""
+
+    canary_events: float
+    users: float
+    """Analysed, of both variants."""
+    canary_users: float
+    seconds: float
+
+
+def harm_forecast(
+    rate: float, rate_ratio: float, treatment_share: float, users_per_s: float, alpha: float = 0.05
+) -> HarmForecast:
+    """Return how soon a harm that is `rate_ratio` times as common as `rate` per user is expected to be found.
+
+    Events needed are about ln(1 / alpha) / KL(q || w), where q is the canary's share of events if the harm is real and
+    w its share of users (Lindon and Malek, NeurIPS 2022).
+
+    Raises:
+        InsufficientData: The canary is no worse, so there is nothing to find.
+    """
+    share = treatment_share
+    if rate_ratio <= 1:
+        raise InsufficientData("a canary that is no worse is never found")
+    tilted = rate_ratio * share / (rate_ratio * share + 1 - share)
+    divergence = tilted * math.log(tilted / share) + (1 - tilted) * math.log((1 - tilted) / (1 - share))
+    events = math.log(1 / alpha) / divergence
+    users = events / (rate * (rate_ratio * share + 1 - share))
+    return HarmForecast(events * tilted, users, users * share, users / users_per_s)
+
+
+def _std_error(design: Design, users: float) -> float:
+    share = design.treatment_share
+    return design.sd / math.sqrt(users * share * (1 - share))
