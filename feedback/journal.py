@@ -34,7 +34,7 @@ from feedback.journal_reader import first_seq, last_seq, waiting_since
 from feedback.journal_writer import Plan, State
 from feedback.segment_files import LOCK, lock, read_position, reserve_position
 from feedback.segments import CRC_BYTES, FRAME, SALT_BYTES
-from feedback.spool import SpoolSize
+from feedback.spool import HANGS, SpoolSize
 from pawl.clock import Clock
 from pawl.clock import now as wall_clock
 
@@ -331,7 +331,7 @@ class Journal:
         if self._is_closed:
             return
         if not self._stop_taking():
-            log.error("journal_hangs", directory=str(self.directory))
+            log.error("journal_hangs", directory=str(self.directory), advice=HANGS)
             return
         lines = [line for line in (self._line, self._line_being_opened()) if line is not None]
         for line in lines:
@@ -341,7 +341,7 @@ class Journal:
         if all(carrier.join(HANGING_S) for carrier in (*self._ended, *(line.carrier for line in lines))):
             self._lock_file.close()
         else:
-            log.error("journal_hangs", directory=str(self.directory))
+            log.error("journal_hangs", directory=str(self.directory), advice=HANGS)
 
     def _line_being_opened(self) -> Line | None:
         """The line to a writer that replaces one that has ended, if it is under way just now."""

@@ -6,7 +6,9 @@ No logging and little else is imported here: the process that does this is one m
 from __future__ import annotations
 
 import errno
+import json
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +29,9 @@ from pawl.clock import Clock
 PROBE_S = 0.5
 """How often a disk that refused is tried again."""
 HOUSEKEEPING_S = 1.0
+CLOSE_S = 5.0
+"""How long closing waits for the thread that makes files ready: it may be in a flush that a hanging disk keeps."""
+HANGS = "what was acknowledged is on disk, only the next file is not ready; see to the disk of state_dir"
 MAX_AGE_S = 6 * 3600.0
 """A segment is closed after this time even if it is not full, so that a text that was erased does not stay in it."""
 
@@ -61,10 +66,12 @@ class SpareKeeper:
         self.has_spare = False
         self._wake.set()
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Stop; whether the thread has ended in time. One that has not ends with the process, or with its flush."""
         self._is_closed = True
         self._wake.set()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._is_closed:
@@ -150,7 +157,8 @@ class SegmentWriter:
 
     def close(self) -> None:
         self._close_segment()
-        self._keeper.close()
+        if not self._keeper.close():
+            complain("journal_spare_hangs", directory=str(self._directory), waited_s=CLOSE_S, advice=HANGS)
 
     def _segment_for(self, n_bytes: int) -> int:
         is_used = self._descriptor is not None and self._offset > HEADER_BYTES
@@ -201,3 +209,9 @@ class SegmentWriter:
         except OSError:
             return
         self.error = 0
+
+
+def complain(event: str, **fields: object) -> None:
+    """A line of the log, without the logging that would be one more thing in this process's memory."""
+    with suppress(OSError):
+        print(json.dumps({**fields, "event": event, "level": "error"}), file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -33,6 +34,9 @@ MAX_WAITING = 20_000
 """Operations that may wait for the disk before new ones are refused."""
 MAX_TAKEN_BYTES = 8 * 1024 * 1024
 """Of records taken from the file at once, so that a backlog of large ones fits into a small machine's memory."""
+CLOSE_S = 10.0
+"""How long closing waits for the disk; one that has taken longer does not come back."""
+HANGS = "nothing that was acknowledged is lost, and the next start brings it over; see to the disk of state_dir"
 LOCK_PATIENCE_S = 1.0
 """Another gateway that starts now may hold the lock for a moment, to see whether this file is an orphan."""
 PROBE = bytes(16 * 1024)
@@ -196,17 +200,21 @@ class Spool:
         return self.keep("probe", PROBE)
 
     def close(self) -> None:
-        """Commit what waits, then stop. Safe to call twice."""
+        """Commit what waits, then stop; leave a disk that hangs alone after `CLOSE_S`. Safe to call twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        until = time.monotonic() + CLOSE_S
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=CLOSE_S)
+        self._thread.join(max(0.0, until - time.monotonic()))
+        self._refuse_late_comers()
         if self._thread.is_alive():
-            self._is_closed = True
-            self._waiting.put(None)
-            self._thread.join()
-            self._refuse_late_comers()
-            self._disconnect()
-            self._lock_file.close()
+            self._waiting.put_nowait(None)  # Should the disk come back, the thread ends after what it is at.
+            log.error("spool_hangs", path=str(self.path), waited_s=CLOSE_S, advice=HANGS)
 
     def _refuse_late_comers(self) -> None:
-        """Answer what was submitted while the spool closed, so that nobody waits for ever."""
+        """Answer what was submitted while the spool closed, or will not be written, so that nobody waits for ever."""
         with suppress(queue.Empty):
             while True:
                 if item := self._waiting.get_nowait():
@@ -220,7 +228,13 @@ class Spool:
             if self._is_untidy:
                 self._cut_log()
             if is_last:
+                self._end()
                 return
+
+    def _end(self) -> None:
+        self._cut_log()  # SQLite would, if nobody else were reading.
+        self._disconnect()
+        self._lock_file.close()
 
     def _next_group(self) -> tuple[list[tuple[Operation, Future[Any]]], bool]:
         """Wait for one operation, then take all that came with it."""

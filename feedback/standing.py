@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -16,6 +17,18 @@ class Asked(NamedTuple):
 
     interaction_id: str
     feedback_id: str
+    beginnings: tuple[str, ...] = ()
+    """How the id of the event begins that the same call may have made before."""
+
+
+class Earlier(NamedTuple):
+    """An event that came with the same key."""
+
+    event_id: str
+    at: float
+    is_retraction: bool
+    follows_retraction: bool | None
+    """Whether the event before it took the feedback back; None if it was the first."""
 
 
 class Last(NamedTuple):
@@ -38,6 +51,7 @@ class Standing(NamedTuple):
     is_stored: bool = True
     """False where the owner wanted no text kept."""
     last: Last | None = None
+    earlier: Earlier | None = None
     is_complete: bool = True
     """False where nobody could be asked, so that nothing follows from what is missing here."""
 
@@ -60,8 +74,23 @@ def _newest_events() -> sa.Select[str, float, bool]:
     return sa.select(history.c.feedback_id, history.c.created_at, history.c.is_retraction).where(history.c.place == 1)
 
 
-RATED, NEWEST = _rated_interactions(), _newest_events()
+def _earlier_events() -> sa.Select[str, float, bool, bool | None]:
+    f, e = feedback_events.c, feedback_events.alias().c
+    is_before = sa.or_(e.created_at < f.created_at, sa.and_(e.created_at == f.created_at, e.id < f.id))
+    before = sa.select(e.is_retraction).where(e.feedback_id == f.feedback_id, is_before)
+    latest = before.order_by(e.created_at.desc(), e.id.desc()).limit(1).scalar_subquery()
+    return sa.select(f.id, f.created_at, f.is_retraction, latest).where(f.id.in_(sa.bindparam("ids", expanding=True)))
+
+
+RATED, NEWEST, EARLIER = _rated_interactions(), _newest_events(), _earlier_events()
 """Put together once: that costs as much as asking."""
+BEGUN = (
+    "SELECT b.value, (SELECT min(f.id) FROM feedback_events AS f WHERE f.id >= b.value AND f.id < b.value || 'g')"
+    " FROM {} AS b (value)"
+)
+"""The first id that begins so; ids are hexadecimal."""
+BEGUN_SQLITE = sa.text(BEGUN.removesuffix(" (value)").format("json_each(:beginnings)"))
+BEGUN_POSTGRESQL = sa.text(BEGUN.format("json_array_elements_text(CAST(:beginnings AS json))"))
 
 
 def standings(database: Database, asked: Sequence[Asked]) -> list[Standing]:
@@ -69,16 +98,32 @@ def standings(database: Database, asked: Sequence[Asked]) -> list[Standing]:
     with database.read() as connection:
         rated = connection.execute(RATED, {"ids": [one.interaction_id for one in asked]}).all()
         events = connection.execute(NEWEST, {"ids": [one.feedback_id for one in asked]}).all()
+        earlier = _earlier(database, connection, [begun for one in asked for begun in one.beginnings])
     known = {
         id: Standing(alias, variant, completion_id, key_id, user_id, is_stored)
         for id, alias, variant, completion_id, key_id, user_id, is_stored in rated
     }
     last = {feedback_id: Last(at, is_retraction) for feedback_id, at, is_retraction in events}
-    return [_with_last(known.get(one.interaction_id, NOT_VISIBLE), last.get(one.feedback_id)) for one in asked]
+    return [
+        known.get(one.interaction_id, NOT_VISIBLE)._replace(
+            last=last.get(one.feedback_id),
+            earlier=next((earlier[begun] for begun in one.beginnings if begun in earlier), None),
+        )
+        for one in asked
+    ]
 
 
-def _with_last(standing: Standing, last: Last | None) -> Standing:
-    return standing if last is None else standing._replace(last=last)
+def _earlier(database: Database, connection: sa.Connection, beginnings: Sequence[str]) -> Mapping[str, Earlier]:
+    """The events whose ids begin so, by how they begin."""
+    if not beginnings:
+        return {}
+    query = BEGUN_SQLITE if database.is_sqlite else BEGUN_POSTGRESQL
+    begun = connection.execute(query, {"beginnings": json.dumps(beginnings)}).all()
+    ids = [event_id for _, event_id in begun if event_id is not None]
+    if not ids:
+        return {}
+    found = {row[0]: Earlier(*row) for row in connection.execute(EARLIER, {"ids": ids})}
+    return {beginning: found[event_id] for beginning, event_id in begun if event_id is not None}
 
 
 def completion_of_uuid(database: Database, unique: str) -> str | None:

@@ -144,6 +144,8 @@ class RecordStore:
         if not erased:
             return batch
         gone = {place for place, each in enumerate(batch) if each.owner is not None and erased.covers(each.owner)}
+        if gone and self._tombstones is not None:
+            self._tombstones.has_met = True
         faded = {place: fade(found) for place in gone if (found := batch[place].interaction) is not None}
         unsaid = erased_among(connection, [each.rated for each in batch if each.rated is not None])
         drop_what_hangs_on(connection, [each.row["id"] for each in faded.values()])

@@ -206,6 +206,8 @@ class TombstoneBook:
         self._copied: Fingerprint | None = None
         self._looked_at = -LOOK_S
         self._complained = 0
+        self.has_met = False
+        """A record of somebody who was erased came by since this was last set to False: its bytes are in a file."""
 
     @property
     def number(self) -> int:
@@ -259,7 +261,12 @@ Apply = Callable[[float], bool]
 
 
 class ErasureWatch:
-    """What a drain does about its own files when something is erased: once, and then it says so."""
+    """What a drain does about its own files when something is erased, and then it says so.
+
+    What becomes due in one pass of the drain is done in a later one: a record may have come between this pass's look at
+    the files and its look at the tombstones. And it becomes due again when a record of somebody erased comes by late,
+    from a request that was still running.
+    """
 
     def __init__(self, book: TombstoneBook, database: Database, place: str, *, clock: Clock) -> None:
         self.book = book
@@ -280,11 +287,15 @@ class ErasureWatch:
 
     def _run(self, apply: Apply) -> None:
         self.book.look()
-        if self._due is None and self.book.number != self._done:
-            self._due, self._due_since = self.book.number, self._clock()
-        if self._due is not None and apply(self._due_since):
-            self._done, self._due = self._due, None
+        if self._due is None:
+            self._note_what_is_due()
+        elif apply(self._due_since):
+            self._done, self._due, self.book.has_met = self._due, None, False
         self._tell()
+
+    def _note_what_is_due(self) -> None:
+        if self.book.number != self._done or self.book.has_met:
+            self._due, self._due_since = self.book.number, self._clock()
 
     def _tell(self) -> None:
         now, told = self._clock(), self._told

@@ -16,11 +16,11 @@ from feedback.errors import InvalidFeedback
 from feedback.signals import MAX_TAG_VALUE_CHARS, MAX_TAGS
 from serving.error_shapes import TENSORZERO_PATH
 from serving.errors import ApiError, BadRequest
-from serving.feedback_api import FeedbackDesk, parse_body
+from serving.feedback_api import FeedbackDesk, parsed
 from serving.feedback_repeats import KEY_HEADER, MAX_KEY_CHARS
 from serving.feedback_shapes import Meanings, from_langfuse, from_tensorzero
 from serving.feedback_uuids import UUID, Uuids
-from serving.routes import INGESTION, SCORE_ONE, SCORES, SHORT_BODY_BYTES, key_id_of
+from serving.routes import INGESTION, SCORE_ONE, SCORES, key_id_of
 from serving.wire import headers_of
 
 JSON = "application/json"
@@ -129,15 +129,6 @@ class Adapters:
     async def _take(self, headers: Mapping[str, str], own: JsonObject, raw: bytes, key_id: str) -> str:
         answered = await self._desk.take_body(headers, own, raw, key_id)
         return str(json.loads(answered.body)["id"])
-
-
-async def parsed(raw: bytes) -> Mapping[str, Any]:
-    """A body's JSON object; a long one is read on a thread.
-
-    Raises:
-        BadRequest: see `parse_body`.
-    """
-    return parse_body(raw) if len(raw) <= SHORT_BODY_BYTES else await asyncio.to_thread(parse_body, raw)
 
 
 def _check_score(score: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -23,12 +24,25 @@ from pawl import ids
 from pawl.clock import Clock
 from pawl.database import Database
 from serving.errors import BadRequest, Conflict, NotFound, Overloaded, Unauthorized
-from serving.feedback_repeats import First, Stamp, first_answers, forget_old, remember, same_answer, stamp_of
+from serving.feedback_neighbours import Neighbours, Turns
+from serving.feedback_repeats import (
+    First,
+    Found,
+    Stamp,
+    beginnings,
+    event_id_for,
+    forget_old,
+    found_in,
+    remember,
+    same_answer,
+    stamp_of,
+)
 from serving.feedback_standing import Served, Standings
 from serving.feedback_tokens import named_by, tokens_of
 from serving.fields.json_input import parse_object
 from serving.grouping import Grouped
 from serving.identity import principal_of
+from serving.routes import SHORT_BODY_BYTES
 
 T = TypeVar("T")
 
@@ -93,12 +107,15 @@ class FeedbackDesk:
         self._standings = Standings(database, drain, served)
         self._join_window_s = join_window_s
         self._clock = clock
-        self._answering: set[tuple[str, str]] = set()
+        self._turns = Turns(spool.path.parent)
+        self._neighbours = Neighbours(spool.path)
         self._keep = Grouped(self._keep_all, most=MOST_AT_ONCE)
         self._recall = Grouped(self._recall_all, most=MOST_AT_ONCE)
 
     def close(self) -> None:
         self._standings.close()
+        self._turns.close()
+        self._spool.submit(lambda _: self._neighbours.close())
 
     async def take(self, headers: Mapping[str, str], raw: bytes, key_id: str = "") -> Answered:
         """`POST /v1/feedback`.
@@ -109,7 +126,7 @@ class FeedbackDesk:
         Raises:
             ApiError: why it is not taken; nothing was kept then.
         """
-        return await self.take_body(headers, parse_body(raw), raw, key_id)
+        return await self.take_body(headers, await parsed(raw), raw, key_id)
 
     async def take_body(
         self, headers: Mapping[str, str], body: Mapping[str, Any], raw: bytes, key_id: str, *, is_kept: bool = True
@@ -129,7 +146,8 @@ class FeedbackDesk:
         feedback_id = ids.feedback_id(feedback.type, suffix)
         stamp = stamp_of(headers, caller.owner(suffix), raw) if is_kept else None
         first = await self._once(stamp, lambda: self._take(caller, feedback, suffix, stamp, is_kept=is_kept))
-        return Answered(first.status, describe(feedback, feedback_id, first.at))
+        describing = partial(describe, feedback, feedback_id, first.at)
+        return Answered(first.status, describing() if is_short_body(raw) else await asyncio.to_thread(describing))
 
     async def _once(self, stamp: Stamp | None, act: Callable[[], Awaitable[First]]) -> First:
         """What was answered to the same call before, else what `act` answers.
@@ -141,14 +159,12 @@ class FeedbackDesk:
             return await act()
         if not stamp.is_exclusive:
             return (await self._earlier(stamp)) or await act()
-        slot = (stamp.owner, stamp.key)
-        if slot in self._answering:
+        if not self._turns.take(stamp):
             raise Conflict("a call with this Idempotency-Key is still running", code="idempotency_key_in_use")
-        self._answering.add(slot)
         try:
             return (await self._earlier(stamp)) or await act()
         finally:
-            self._answering.discard(slot)
+            self._turns.give_back(stamp)
 
     async def _earlier(self, stamp: Stamp) -> First | None:
         if not stamp.is_repeat:
@@ -158,9 +174,10 @@ class FeedbackDesk:
     async def _take(
         self, caller: Caller, feedback: Feedback, suffix: str, stamp: Stamp | None, *, is_kept: bool
     ) -> First:
-        feedback_id = ids.feedback_id(feedback.type, suffix)
-        standing = await self._standings.of(suffix, feedback_id)
-        now = self._clock()
+        feedback_id, now = ids.feedback_id(feedback.type, suffix), self._clock()
+        standing = await self._standings.of(suffix, feedback_id, beginnings(self._secret, stamp, now))
+        if earlier := self._answered_elsewhere(stamp, standing, now):
+            return earlier
         is_visible = standing.alias is not None
         is_too_late = now - ids.created_at(suffix) > self._join_window_s
         if is_too_late and not is_visible and standing.is_complete:
@@ -169,7 +186,8 @@ class FeedbackDesk:
         status = 202 if not is_visible else 200 if is_replacement else 201
         first = First(status, _after(standing.last, now))
         if is_kept:
-            event = _event(caller, standing, suffix, feedback_id, first.at, feedback)
+            event_id = self._event_id(stamp, first.at, now)
+            event = _event(event_id, caller, standing, suffix, feedback_id, first.at, feedback)
             await self._write(Kept(event if standing.is_stored else without_text(event), stamp, first))
             _count(feedback, standing)
         return first
@@ -196,12 +214,26 @@ class FeedbackDesk:
 
     async def _retract(self, caller: Caller, feedback_id: str, suffix: str, stamp: Stamp | None) -> First:
         """202 for what is not visible here yet: another gateway may have taken it a moment ago."""
-        standing = await self._standings.of(suffix, feedback_id)
+        now = self._clock()
+        standing = await self._standings.of(suffix, feedback_id, beginnings(self._secret, stamp, now))
+        if earlier := self._answered_elsewhere(stamp, standing, now):
+            return earlier
         if standing.last is not None and standing.last.is_retraction:
             raise NotFound("no such feedback", param="id", code="feedback_not_found")
-        first = First(202 if standing.last is None else 200, _after(standing.last, self._clock()))
-        await self._write(Kept(_event(caller, standing, suffix, feedback_id, first.at, None), stamp, first))
+        first = First(202 if standing.last is None else 200, _after(standing.last, now))
+        event_id = self._event_id(stamp, first.at, now)
+        await self._write(Kept(_event(event_id, caller, standing, suffix, feedback_id, first.at, None), stamp, first))
         return first
+
+    @staticmethod
+    def _answered_elsewhere(stamp: Stamp | None, standing: Standing, now: float) -> First | None:
+        return None if stamp is None else same_answer(stamp, found_in(stamp, standing.earlier, now))
+
+    def _event_id(self, stamp: Stamp | None, at: float, now: float) -> str:
+        """By the key that it came with, else a new one."""
+        if stamp is not None and stamp.is_exclusive:
+            return event_id_for(self._secret, stamp, now)
+        return ids.uuid7(at, RANDOMNESS.take())
 
     def _rated(self, caller: Caller, completion_id: str, param: str) -> str:
         """The proven suffix of a completion id."""
@@ -239,9 +271,9 @@ class FeedbackDesk:
         await asyncio.wrap_future(self._spool.submit(lambda connection: _keep(connection, group)))
         return [None] * len(group)
 
-    async def _recall_all(self, group: Sequence[Stamp]) -> Sequence[tuple[str, First] | None]:
-        now = self._clock()
-        return await asyncio.wrap_future(self._spool.submit(lambda connection: first_answers(connection, group, now)))
+    async def _recall_all(self, group: Sequence[Stamp]) -> Sequence[Found | None]:
+        now, look = self._clock(), self._neighbours.first_answers
+        return await asyncio.wrap_future(self._spool.submit(lambda connection: look(connection, group, now)))
 
 
 async def _spooling(work: Awaitable[T]) -> T:
@@ -268,6 +300,20 @@ def parse_body(raw: bytes) -> Mapping[str, Any]:
     return body
 
 
+async def parsed(raw: bytes) -> Mapping[str, Any]:
+    """A body's JSON object; a long one is read on a thread.
+
+    Raises:
+        BadRequest: see `parse_body`.
+    """
+    return parse_body(raw) if is_short_body(raw) else await asyncio.to_thread(parse_body, raw)
+
+
+def is_short_body(raw: bytes) -> bool:
+    """Whether reading or writing it takes no time to speak of."""
+    return len(raw) <= SHORT_BODY_BYTES
+
+
 def _caller_of(headers: Mapping[str, str], tokens: Sequence[str], user: str | None, key_id: str) -> ids.Principal:
     return ids.Principal() if tokens else principal_of(headers, {"user": user}, key_id=key_id)
 
@@ -284,12 +330,18 @@ def _after(last: Last | None, now: float) -> float:
 
 
 def _event(
-    caller: Caller, standing: Standing, suffix: str, feedback_id: str, at: float, feedback: Feedback | None
+    event_id: str,
+    caller: Caller,
+    standing: Standing,
+    suffix: str,
+    feedback_id: str,
+    at: float,
+    feedback: Feedback | None,
 ) -> FeedbackEvent:
     """What is kept; without feedback, a retraction. Who shows a token is the completion's owner, known or not yet."""
     owner = ids.Principal(standing.key_id, standing.user_id or "") if caller.tokens else caller.principal
     return FeedbackEvent(
-        id=ids.uuid7(at, RANDOMNESS.take()),
+        id=event_id,
         feedback_id=feedback_id,
         interaction_id=suffix,
         completion_id=feedback.completion_id if feedback else standing.completion_id or f"chatcmpl-{suffix}",

@@ -2,6 +2,10 @@
 
 Kept are the status and the time of the first answer; the rest of it follows from the body, which came again. So no text
 and no name stays in the file.
+
+On another machine, whose files this one cannot read, the database tells: the id of an event that came with a key is
+made of the key and the body, so that the same call makes the same event wherever it comes, and its row is found by its
+key.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from feedback.spool import Connection
+from feedback.standing import Earlier
 from serving.errors import BadRequest, Conflict
 
 KEY_HEADER = "idempotency-key"
@@ -19,6 +24,12 @@ RETRY_HEADER = "x-stainless-retry-count"
 """What OpenAI's SDKs count their own retries in; they send no idempotency key."""
 RETRY_TTL_S = 600.0
 MAX_KEY_CHARS = 255
+DAY_S = 24 * 3600.0
+KEY_BYTES = 9
+BODY_DIGITS = 10
+"""Of an event's id, whose 32 hexadecimal digits are the day (4), the key (18) and the body: within `KEY_TTL_S` a key
+has two days at most, and when it is honoured no more its next event has another id."""
+PERSON = b"pawl-repeat"
 
 
 class Stamp(NamedTuple):
@@ -40,6 +51,10 @@ class First(NamedTuple):
 
     status: int
     at: float
+
+
+Found = tuple[str, First]
+"""The digest of the first body, or how it begins, and what was answered to it."""
 
 
 def stamp_of(headers: Mapping[str, str], owner: str, raw: bytes) -> Stamp | None:
@@ -64,12 +79,12 @@ def _checked(key: str) -> str:
     return key
 
 
-def first_answers(connection: Connection, stamps: Sequence[Stamp], now: float) -> list[tuple[str, First] | None]:
+def first_answers(connection: Connection, stamps: Sequence[Stamp], now: float) -> list[Found | None]:
     """For each, the digest of the first body and what was answered to it, inside a spool operation."""
     return [_first_answer(connection, stamp, now) for stamp in stamps]
 
 
-def _first_answer(connection: Connection, stamp: Stamp, now: float) -> tuple[str, First] | None:
+def _first_answer(connection: Connection, stamp: Stamp, now: float) -> Found | None:
     row = connection.execute(
         "SELECT body_sha, status, at FROM repeats WHERE owner = ? AND key = ? AND until > ?",
         (stamp.owner, stamp.key, now),
@@ -77,7 +92,7 @@ def _first_answer(connection: Connection, stamp: Stamp, now: float) -> tuple[str
     return (row[0], First(row[1], row[2])) if row else None
 
 
-def same_answer(stamp: Stamp, found: tuple[str, First] | None) -> First | None:
+def same_answer(stamp: Stamp, found: Found | None) -> First | None:
     """The first answer, if there was one.
 
     Raises:
@@ -86,9 +101,43 @@ def same_answer(stamp: Stamp, found: tuple[str, First] | None) -> First | None:
     if found is None:
         return None
     body_sha, first = found
-    if body_sha != stamp.body_sha:
+    if not stamp.body_sha.startswith(body_sha):
         raise Conflict("this Idempotency-Key was used with another body", status=422, code="idempotency_key_reused")
     return first
+
+
+def beginning_of(secret: bytes, stamp: Stamp, at: float) -> str:
+    """How the id of an event begins that came with a key on the day of this moment. Nobody guesses a key by it."""
+    hasher = hashlib.blake2b(
+        f"{stamp.owner}/{stamp.key}".encode(), key=secret[:64], digest_size=KEY_BYTES, person=PERSON
+    )
+    return f"{int(at // DAY_S):04x}{hasher.hexdigest()}"
+
+
+def beginnings(secret: bytes, stamp: Stamp | None, now: float) -> tuple[str, ...]:
+    """How the id of the event begins that the same call made before, if it did. Other calls than those with a key are
+    only known where they came first."""
+    if stamp is None or not stamp.is_exclusive:
+        return ()
+    return beginning_of(secret, stamp, now), beginning_of(secret, stamp, now - stamp.ttl_s)
+
+
+def event_id_for(secret: bytes, stamp: Stamp, now: float) -> str:
+    """The id of the event that a call with a key makes, wherever it comes."""
+    return beginning_of(secret, stamp, now) + stamp.body_sha[:BODY_DIGITS]
+
+
+def found_in(stamp: Stamp, earlier: Earlier | None, now: float) -> Found | None:
+    """What the database says was answered to a call with the same key, while that is honoured.
+
+    What was not visible then (202) is by now, and is answered like the rest.
+    """
+    if earlier is None or earlier.at + stamp.ttl_s <= now:
+        return None
+    body_sha = earlier.event_id[-BODY_DIGITS:]
+    if earlier.is_retraction:
+        return body_sha, First(202 if earlier.follows_retraction is None else 200, earlier.at)
+    return body_sha, First(200 if earlier.follows_retraction is False else 201, earlier.at)
 
 
 def remember(connection: Connection, answered: Sequence[tuple[Stamp, First]]) -> None:

@@ -45,9 +45,13 @@ class Standings:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def of(self, suffix: str, feedback_id: str) -> Standing:
-        """What both know; `is_complete` is False if the database could not be asked."""
-        there = await self._stored(Asked(suffix, feedback_id))
+    async def of(self, suffix: str, feedback_id: str, beginnings: tuple[str, ...] = ()) -> Standing:
+        """What both know; `is_complete` is False if the database could not be asked.
+
+        Args:
+            beginnings: How the id of the event begins that the same call may have made before.
+        """
+        there = await self._stored(Asked(suffix, feedback_id, beginnings))
         if there.alias is None and (recent := self._served.recently_served(suffix)) is not None:
             there = there._replace(alias=recent[0], variant=recent[1])
         here = self._here.get(feedback_id)

@@ -48,6 +48,8 @@ LINGER_S = 10.0
 DRAIN_STOP_S = 10.0
 START_S = 120.0
 KILL_S = 10.0
+"""For the end of a child that was killed. One that waits for a disk or a network file system may take for ever."""
+LEFT_BEHIND = "the kernel does not let it end, most likely for a disk that hangs: see to that, or restart the machine"
 CRASHED = 1
 """Our exit code for a child that ended without one of its own."""
 
@@ -197,10 +199,10 @@ class Keeper:
         if not self._task.done():
             log.error("child_not_ready", child=self._role.name, after_s=START_S)
             await self.stop(signal.SIGKILL, KILL_S)
-        raise StartFailed(self._task.result())
+        raise StartFailed(self._task.result() if self._task.done() else CRASHED)
 
     async def stop(self, number: int, within_s: float) -> None:
-        """Send a signal and start no other; kill what has not ended in time."""
+        """Send a signal and start no other; kill what has not ended in time, and do not wait long for that either."""
         self._is_over.set()
         self.send(number)
         if self._task is None:
@@ -209,7 +211,10 @@ class Keeper:
         if not self._task.done():
             log.error("child_killed", child=self._role.name, after_s=within_s)
             self.send(signal.SIGKILL)
-            await self._task
+            await asyncio.wait([self._task], timeout=KILL_S)
+        if not self._task.done():
+            pid = self._child.process.pid if self._child is not None else None
+            log.error("child_left_behind", child=self._role.name, pid=pid, after_s=KILL_S, advice=LEFT_BEHIND)
 
     def send(self, number: int) -> None:
         """Pass a signal on."""

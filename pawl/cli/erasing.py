@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from feedback.drain import Drain
+from feedback.drain import Drain, DrainThread
 from feedback.erasure import is_owner
 from feedback.erasure_run import LEASE, Eraser
 from feedback.erasure_store import count_for, models_of, newest_interaction
@@ -149,9 +149,15 @@ def settle_here(settings: Settings, database: Database) -> None:
         with suppress(SpoolUnavailable):  # Its gateway lives, and does this by itself.
             empty_spool(settings, database, path)
     journals = drain_of(settings, database)
-    while journals.drain_once():
-        pass
+    drain_whole(journals)
     journals.stop(0.0)
+
+
+def drain_whole(drain: DrainThread) -> None:
+    """All that is there; what became due about its files in the last pass is done in one more."""
+    while drain.drain_once():
+        pass
+    drain.drain_once()
 
 
 def empty_spool(settings: Settings, database: Database, path: Path) -> None:
@@ -168,8 +174,6 @@ def empty_spool(settings: Settings, database: Database, path: Path) -> None:
             prepare_letter=prepared.letter,
             erasures=open_watch(database, settings.state_dir, secret, path, clock=now),
         )
-        while drain.drain_once():
-            pass
-        drain.drain_once()
+        drain_whole(drain)
     finally:
         spool.close()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pawl.cli.context import config_path, current_database, current_settings
+from pawl.cli.selecting import select_mined
 from pawl.errors import ConfigurationError, NegativeVerdict
 from pawl.settings import ENV_PREFIX, load_settings
 
@@ -98,6 +99,6 @@ def demo(
     """One full turn of the loop on the practice model, with simulated users and a report at the end."""
     from practice.demo import run_demo
 
-    problems = run_demo(directory, seed=seed)
+    problems = run_demo(directory, seed=seed, select=select_mined)
     if problems:
         raise NegativeVerdict(f"the demo did not do its job: {'; '.join(problems)}")

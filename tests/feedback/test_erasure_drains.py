@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
+
+import pytest
 
 from feedback.drain import Drain
 from feedback.erasure_run import Eraser
@@ -12,6 +15,7 @@ from feedback.segment_files import SLOT_BYTES, segment_path
 from feedback.spool import Spool
 from feedback.tombstone_store import Place, open_watch, places
 from feedback.tombstones import Subject
+from pawl.cli.erasing import drain_whole
 from pawl.database import Database
 from pawl.schema import interactions
 from tests.feedback.journals import keep, names_in, open_journal
@@ -60,6 +64,55 @@ async def test_the_segment_being_written_is_wiped_and_goes_on(tmp_path: Path, da
     again.stop(30.0)
     journal.close()
     assert (count(database, interactions), tally.n_damaged, tally.n_dead) == (7, 0, 0)
+
+
+async def test_what_comes_while_an_erasure_becomes_known_is_wiped_before_that_is_confirmed(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a pass's look at the journals and its look at the tombstones comes a record, and its owner is erased."""
+    spool = tmp_path / "spool"
+    watch = open_watch(database, tmp_path / "state", SECRET, spool, clock=time.time)
+    journal, loop = open_journal(spool / "j"), asyncio.get_running_loop()
+    drain = Tally().drain(spool, database, erasures=watch)
+    look = watch.book.look
+
+    def look_late() -> None:
+        monkeypatch.undo()
+        record = interaction_record(1, user_id="ann", created_at=time.time())
+        assert asyncio.run_coroutine_threadsafe(keep(journal, *record), loop).result(30)
+        erase_ann(database, tmp_path)
+        look()
+
+    monkeypatch.setattr(watch.book, "look", look_late)
+    assert await asyncio.to_thread(drain.drain_once) == 0
+    segment = segment_path(spool / "j", 1)
+    assert b"question 1" in segment.read_bytes()
+    assert confirmed(database) == [0]
+    while confirmed(database) == [0]:
+        await asyncio.to_thread(drain.drain_once)
+    assert b"question" not in segment.read_bytes()
+    drain.stop(30.0)
+    journal.close()
+
+
+async def test_a_record_of_somebody_erased_that_comes_late_is_wiped_too(tmp_path: Path, database: Database) -> None:
+    """The request was still running when its owner was erased."""
+    spool = tmp_path / "spool"
+    watch = open_watch(database, tmp_path / "state", SECRET, spool, clock=time.time)
+    journal = open_journal(spool / "j")
+    drain = Tally().drain(spool, database, erasures=watch)
+    begun_at = time.time()
+    erase_ann(database, tmp_path)
+    drain_whole(drain)
+    assert confirmed(database) == [1]
+    assert await keep(journal, *interaction_record(2, user_id="ann", created_at=begun_at))
+    segment = segment_path(spool / "j", 1)
+    assert b"question 2" in segment.read_bytes()
+    drain_whole(drain)
+    assert b"question" not in segment.read_bytes()
+    assert confirmed(database) == [1]
+    drain.stop(30.0)
+    journal.close()
 
 
 async def test_what_is_not_drained_yet_is_not_wiped(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -198,3 +199,17 @@ async def test_a_spare_that_cannot_be_made_is_no_trouble_while_there_is_room(tmp
     assert not journal.is_full
     await asyncio.sleep(0)
     journal.close()
+
+
+async def test_closing_does_not_wait_for_ever_for_a_file_to_be_made_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr("feedback.segment_writer.make_spare", lambda *_, **__: answers.wait(60))
+    monkeypatch.setattr("feedback.segment_writer.CLOSE_S", 0.05)
+    journal = open_journal(tmp_path / "j")
+    assert await keep(journal, b"kept")
+    journal.close()
+    assert "journal_spare_hangs" in capsys.readouterr().err
+    assert names_in(tmp_path / "j") == [b"kept"]
+    answers.set()

@@ -11,6 +11,7 @@ from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from feedback.errors import SpoolUnavailable
 from feedback.spool import MAX_TAKEN_BYTES, Connection, Spool, SpoolRecord, insert
@@ -232,6 +233,44 @@ def test_closing_commits_what_waits_and_refuses_what_comes_later(tmp_path: Path)
     again = Spool(tmp_path / "spool.db")
     assert again.size().result(WAIT_S).rows == 50
     again.close()
+
+
+def test_closing_does_not_wait_for_ever_for_a_disk_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feedback.spool.CLOSE_S", 0.05)
+    spool = Spool(tmp_path / "spool.db")
+    begun, answers = threading.Event(), threading.Event()
+
+    def hang(_: Connection) -> None:
+        begun.set()
+        answers.wait(60)
+
+    hanging = spool.submit(hang)
+    assert begun.wait(WAIT_S)
+    waiting = spool.append(record("a"))
+    with capture_logs() as said:
+        spool.close()
+        spool.close()
+    assert [(line["event"], bool(line["advice"])) for line in said] == [("spool_hangs", True)]
+    with pytest.raises(SpoolUnavailable):
+        waiting.result(WAIT_S)
+    answers.set()  # The disk is back: what had begun is done, and the file is let go.
+    hanging.result(WAIT_S)
+    spool._thread.join(60)
+    again = Spool(tmp_path / "spool.db")
+    assert again.size().result(WAIT_S).rows == 0
+    again.close()
+
+
+def test_closing_leaves_no_log_though_somebody_else_reads(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool.db")
+    words = b"what somebody wrote " * 500
+    say(spool, words)
+    reader = sqlite3.connect(f"file:{spool.path}?mode=ro", uri=True)
+    assert reader.execute("SELECT count(*) FROM records").fetchone() == (1,)
+    spool.discard([row.seq for row in spool.oldest(9).result(WAIT_S)]).result(WAIT_S)
+    spool.close()
+    assert not any(words[:20] in file.read_bytes() for file in tmp_path.iterdir())
+    reader.close()
 
 
 def test_small_values_are_kept(tmp_path: Path) -> None:

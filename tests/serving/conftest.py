@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -58,22 +60,48 @@ def serving(settings: Settings, engine: FakeVLLM) -> Iterator[Served]:
         yield Served(gateway, engine, url, client)
 
 
-@pytest.fixture(scope="session", params=[True, False], ids=["fast lane", "ASGI"])
-def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Served]:
-    """One gateway for the tests that need no settings of their own; each is run through both lanes."""
-    directory = tmp_path_factory.mktemp("gateway")
+@contextmanager
+def serving_by(directory: Path, is_fast: bool) -> Iterator[Served]:
+    """A gateway of one lane."""
     engine = FakeVLLM("base-model")
     with running(engine.app) as engine_url:
         settings = settings_of(
-            directory, engine_url, fast_lane=request.param, max_body_bytes=200_000, timeouts={"first_byte_s": 5.0}
+            directory, engine_url, fast_lane=is_fast, max_body_bytes=200_000, timeouts={"first_byte_s": 5.0}
         )
         with serving(settings, engine) as served:
             yield served
 
 
+Lane = Callable[[bool], Served]
+
+
+@pytest.fixture(scope="session")
+def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
+    """One gateway of each lane, with the fast one or without, started when a test first asks for it."""
+    with ExitStack() as stack:
+        yield cache(lambda is_fast: stack.enter_context(serving_by(tmp_path_factory.mktemp("gateway"), is_fast)))
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["fast lane", "ASGI"])
+def shared(lane: Lane, request: pytest.FixtureRequest) -> Served:
+    """One gateway for the tests that need no settings of their own; each is run through both lanes."""
+    return lane(request.param)
+
+
 @pytest.fixture
 def served(shared: Served) -> Served:
     """The shared gateway with an engine that behaves and has seen nothing."""
+    return as_new(shared)
+
+
+@pytest.fixture
+def served_once(lane: Lane) -> Served:
+    """The same for tests of what both lanes hand on to the same code; that they do is shown elsewhere."""
+    return as_new(lane(True))
+
+
+def as_new(shared: Served) -> Served:
+    """Whatever the test before has done to it."""
     shared.engine.behaviour = Behaviour()
     shared.engine.seen.clear()
     shared.engine.seen_headers.clear()

@@ -38,6 +38,8 @@ from tests.serving.gateway_process import GatewayProcess, children_of, command_o
 DRAIN = b"serving.drain_process"
 N_CLIENTS = 8
 N_WORKERS = 2
+ATTEMPTS = 30
+"""At a vote, each under the same key: of one that was kept, and whose answer was cut off, the next one tells."""
 UPTIME_S = (0.1, 0.8)
 """Between a gateway becoming ready and its end."""
 SETTLE_S = 240.0
@@ -165,7 +167,7 @@ def _drains(gateway: GatewayProcess) -> list[int]:
 
 
 async def _client(url: str, number: int, ledger: Ledger, is_over: asyncio.Event) -> None:
-    """Ask and rate until it is over; what is not acknowledged is not written down, and not tried again."""
+    """Ask and rate until it is over; what is not acknowledged is not written down."""
     async with httpx2.AsyncClient(base_url=url, timeout=10, headers={"x-pawl-user": f"user {number}"}) as client:
         turn = 0
         while not is_over.is_set():
@@ -187,9 +189,22 @@ async def _turn(client: httpx2.AsyncClient, nonce: str, is_stream: bool, ledger:
     if is_stream:
         ledger.streams.add(nonce)
     rating = {"completion_id": completion_id, "type": "comment", "value": f"on {nonce}"}
-    rated = await client.post("/v1/feedback", json=rating)
-    if rated.status_code in (200, 201, 202):
-        ledger.feedback[rated.json()["id"]] = f"on {nonce}"
+    if (rated := await _rate(client, nonce, rating)) is not None:
+        ledger.feedback[rated] = f"on {nonce}"
+
+
+async def _rate(client: httpx2.AsyncClient, nonce: str, rating: dict[str, Any]) -> str | None:
+    """Send one vote under one key until it is acknowledged, by whomever, and now and then once more; its id."""
+    headers = {"idempotency-key": nonce}
+    for _ in range(ATTEMPTS):
+        with suppress(httpx2.HTTPError):
+            rated = await client.post("/v1/feedback", json=rating, headers=headers)
+            if rated.status_code in (200, 201, 202):
+                if nonce.endswith("0"):
+                    await client.post("/v1/feedback", json=rating, headers={**headers, "connection": "close"})
+                return str(rated.json()["id"])
+        await asyncio.sleep(0.1)
+    return None
 
 
 def _id_of(body: bytes, is_stream: bool) -> str:

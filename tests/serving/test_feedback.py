@@ -241,7 +241,7 @@ def test_an_idempotency_key_that_is_still_running(served: Served) -> None:
     answers: list[int] = []
     slow = threading.Thread(target=lambda: answers.append(rate(served.client, completion_id, headers=key).status_code))
     slow.start()
-    eventually(lambda: served.gateway.desk._answering)
+    eventually(lambda: served.gateway.desk._turns)
     second = rate(served.client, completion_id, headers=key)
     release.set()
     slow.join(30)

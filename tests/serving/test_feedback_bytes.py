@@ -1,11 +1,11 @@
-"""Whatever a client can put into feedback is stored and comes back the same, on both databases; or is refused."""
+"""Whatever a client or a model can say is stored and comes back the same, on both databases; or is refused."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx2
@@ -13,7 +13,10 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.responses import Response
 
+from feedback.interactions import Interaction
 from feedback.signals import MAX_TEXT_CHARS
 from feedback.spool import SpoolRecord
 from monitoring.metrics import DEAD_LETTERS
@@ -22,13 +25,14 @@ from pawl.clock import now
 from pawl.schema import dead_letters, feedback_events
 from pawl.settings import Settings
 from tests.fake_vllm import FakeVLLM
-from tests.feedback.test_recording import ANY_TEXT
+from tests.feedback.test_recording import ANY_TEXT, stream_of, whole
+from tests.gateway_configuration import configuration_of
+from tests.servers import PostgreSQL, running
 from tests.serving.conftest import Served, serving
 from tests.serving.held_drain import hold
-from tests.serving.talk import error_of
+from tests.serving.talk import CHAT, error_of
 from tests.serving.waiting import eventually
 
-MakeSettings = Callable[..., Settings]
 JSON = {"content-type": "application/json", "x-pawl-user": "ada"}
 WORDS = ANY_TEXT.filter(str.strip)
 TAGS = st.dictionaries(
@@ -36,11 +40,38 @@ TAGS = st.dictionaries(
 )
 
 
-@pytest.fixture
-def served_on(make_settings: MakeSettings, engine: FakeVLLM, database_url: str) -> Iterator[Served]:
+class Blurting(FakeVLLM):
+    """An engine that says the very bytes it is given."""
+
+    def __init__(self) -> None:
+        super().__init__("base-model")
+        self.said = b""
+        self.suffix = ""
+        """Of the id of the completion that was asked for last."""
+
+    async def chat(self, request: Request) -> Response:
+        body = await request.json()
+        self.suffix = request.headers["x-request-id"]
+        return Response(self.said, media_type="text/event-stream" if body.get("stream") else "application/json")
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def served_on(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A gateway on each kind of database."""
-    with serving(make_settings(database_url), engine) as served:
-        yield served
+    directory, engine = tmp_path_factory.mktemp("bytes"), Blurting()
+    with running(engine.app) as engine_url:
+        configuration = configuration_of(directory, engine_url)
+        if request.param == "postgresql":
+            server: PostgreSQL = request.getfixturevalue("postgresql")
+            configuration["database"]["url"] = server.create_database(f"bytes_{os.urandom(8).hex()}")
+        with serving(Settings.model_validate(configuration), engine) as served:
+            yield served
+
+
+@pytest.fixture
+def served(served_once: Served) -> Served:
+    """What is refused is so before any database is asked."""
+    return served_once
 
 
 def own_completion(served: Served) -> str:
@@ -71,7 +102,7 @@ def text_in(row: Mapping[str, Any], name: str) -> Any:
     return json.loads(row[name])
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(["edit", "comment"]), value=WORDS, reason=WORDS, comment=WORDS, tags=TAGS)
 def test_any_text_comes_back_as_it_was(
     served_on: Served, kind: str, value: str, reason: str, comment: str, tags: dict[str, str]
@@ -105,6 +136,68 @@ def test_long_and_hard_texts_come_back_as_they_were(served_on: Served, text: str
     assert taken.status_code == 202, taken.text
     assert json.loads(taken.content)["value"] == text
     assert text_in(stored(served_on, completion_id), "value") == text
+
+
+def answered(served: Served, question: str, said: bytes, *, is_stream: bool = False) -> Interaction:
+    """What is stored of a question and of what the model said to it."""
+    engine = served.engine
+    assert isinstance(engine, Blurting)
+    engine.said = said
+    body = {"model": "assistant", "messages": [{"role": "user", "content": question}], "stream": is_stream}
+    relayed = served.client.post(CHAT, json=body, headers={"x-pawl-user": "ada"})
+    assert relayed.status_code == 200, relayed.text
+    return served.stored(f"chatcmpl-{engine.suffix}")
+
+
+def is_sound(text: str) -> bool:
+    """Whether UTF-8 can carry it. Of a client's completions lone surrogates are refused; a model's are relayed."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@given(asked=ANY_TEXT.filter(is_sound), said=ANY_TEXT, is_stream=st.booleans())
+def test_any_question_and_answer_come_back_as_they_were(
+    served_on: Served, asked: str, said: str, is_stream: bool
+) -> None:
+    raw = stream_of([{"role": "assistant", "content": ""}, {"content": said}]) if is_stream else whole(said)
+    found = answered(served_on, asked, raw, is_stream=is_stream)
+    assert found.prompt == ({"role": "user", "content": asked},)
+    assert found.completion == {"role": "assistant", "content": said}
+    assert found.is_complete
+
+
+@pytest.mark.parametrize("text", ["\x00" * 150_000, "é\x00x" * 350_000], ids=["NUL", "1 MB"])
+def test_long_and_hard_answers_come_back_as_they_were(served_on: Served, text: str) -> None:
+    found = answered(served_on, text, whole(text))
+    assert found.prompt == ({"role": "user", "content": text},)
+    assert found.completion == {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        whole("ok").replace(b'"prompt_tokens": 3', b'"prompt_tokens": NaN'),
+        whole("ok").replace(b'"index": 0', b'"index": 1e999, "logprobs": {"content": [{"logprob": -Infinity}]}'),
+        whole("ok").replace(b"ok", b"\xff\xc0\x00"),
+        b"\xff\x00 no JSON at all",
+        b"",
+    ],
+    ids=["NaN", "infinities", "no UTF-8", "no JSON", "nothing"],
+)
+def test_whatever_bytes_a_model_says_its_neighbours_are_stored(served_on: Served, said: bytes) -> None:
+    """The odd one has a row too; none of it is NaN, and nothing becomes a dead letter."""
+    engine, before = served_on.engine, DEAD_LETTERS._value.get()
+    assert isinstance(engine, Blurting)
+    engine.said = said
+    body = {"model": "assistant", "messages": [{"role": "user", "content": "q"}]}
+    status = served_on.client.post(CHAT, json=body, headers={"x-pawl-user": "ada"}).status_code
+    odd, fine = f"chatcmpl-{engine.suffix}", answered(served_on, "and now?", whole("fine"))
+    assert status in (200, 502)
+    assert fine.completion == {"role": "assistant", "content": "fine"}
+    stored = served_on.stored(odd)
+    assert stored.prompt == ({"role": "user", "content": "q"},)
+    assert "nan" not in repr((stored.prompt_tokens, stored.completion_tokens)).lower()
+    assert DEAD_LETTERS._value.get() == before
 
 
 def test_an_idempotent_repetition_of_a_hard_text_is_answered_alike(served: Served) -> None:
@@ -168,6 +261,7 @@ def bad_record(name: str, meta: bytes) -> SpoolRecord:
 
 def test_one_bad_record_is_put_aside_and_its_batch_commits(served_on: Served) -> None:
     gateway, release, dead_before = served_on.gateway, threading.Event(), DEAD_LETTERS._value.get()
+    drain_once = gateway.drain.drain_once
     hold(gateway.drain, release)
     good = [own_completion(served_on) for _ in range(10)]
     for number, completion_id in enumerate(good):
@@ -191,3 +285,4 @@ def test_one_bad_record_is_put_aside_and_its_batch_commits(served_on: Served) ->
     assert unreadable.payload.startswith("\\xff\\x00{")
     eventually(lambda: DEAD_LETTERS._value.get() == dead_before + 2)
     assert gateway.spool.size().result(10).rows == 0
+    gateway.drain.drain_once = drain_once  # type: ignore[method-assign]

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from feedback.mining import mine_alias
 from feedback.standing import Last
+from feedback.store import load_pairs
 from pawl import ids
 from pawl.settings import Settings
 from serving.feedback_api import TICK_S, _after
@@ -30,6 +32,12 @@ from tests.serving.waiting import eventually
 
 MakeSettings = Callable[..., Settings]
 SECRET_WORDS = "words that nobody may keep"
+
+
+@pytest.fixture
+def served(served_once: Served) -> Served:
+    """Feedback comes to the same code through both lanes, as `test_feedback` shows."""
+    return served_once
 
 
 def ask_for_token(served: Served, headers: Mapping[str, str] = ADA) -> tuple[str, str]:
@@ -254,6 +262,29 @@ def test_a_vote_that_another_gateway_has_just_taken_can_be_taken_back(
         assert here.client.delete(f"/v1/feedback/{feedback_id}", headers=ADA).status_code == 404
 
 
+def test_an_early_vote_by_token_is_that_of_whoever_got_the_answer(
+    make_settings: MakeSettings, engine: FakeVLLM, database_url: str
+) -> None:
+    with serving(make_settings(database_url), engine) as served:
+        release = threading.Event()
+        hold(served.gateway.journal_drain, release)
+        rated = []
+        for owner, value in ((ADA, "up"), (EVE, "down")):
+            engine.behaviour.text = f"An answer that somebody gives a thumb {value}."
+            asked = served.client.post(CHAT, json=QUESTION, headers=owner)
+            completion_id, token = str(asked.json()["id"]), asked.headers["x-pawl-feedback-token"]
+            rated.append(completion_id)
+            assert by_token(served.client, token, type="thumbs", value=value).status_code in (201, 202)
+            (event,) = events_on(served, completion_id, 1)
+            assert event.user_id is None, "nobody could be looked up"
+        release.set()
+        for completion_id in rated:
+            served.stored(completion_id)
+        assert mine_alias(served.gateway.database, "assistant", time.time()).by_source == {"thumbs": 1}
+        (pair,) = load_pairs(served.gateway.database, "assistant")
+        assert pair.principals == ("/ada", "/eve")
+
+
 def test_feedback_is_taken_back_while_the_database_is_down(
     make_settings: MakeSettings, engine: FakeVLLM, own_postgresql: PostgreSQL
 ) -> None:
@@ -319,7 +350,10 @@ def test_words_that_come_before_such_a_completion_go_when_it_arrives(
             assert_silent(events_on(served, completion_id, 1)[0], kind)
 
 
-def test_words_and_names_leave_this_machines_disk(make_settings: MakeSettings, engine: FakeVLLM) -> None:
+def test_words_and_names_leave_this_machines_disk(
+    make_settings: MakeSettings, engine: FakeVLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feedback.drain.TIDY_EVERY_S", 0.2)
     with serving(make_settings(), engine) as served:
         completion_id = ask(served)
         key = {"Idempotency-Key": "k", "x-pawl-user": "ada"}

@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from pawl.database import open_database, upgrade
 from pawl.settings import Settings
 from serving.error_shapes import TENSORZERO_PATH
 from serving.feedback_adapters import MOST_EVENTS
+from serving.feedback_api import parse_body
 from serving.fields.table import ROUTES as TABLE
 from serving.routes import HOT_PATHS, INGESTION, SCORES, longest_body
 from tests.fake_vllm import FakeVLLM
@@ -101,22 +103,34 @@ def watched(settings: Mapping[str, Any]) -> Iterator[Watched]:
         process.communicate()
 
 
-@pytest.fixture(
-    scope="module",
-    params=[{"fast_lane": True}, {"fast_lane": False, "guards": {"injection": "flag", "redact": True}}],
-    ids=["fast lane", "ASGI, guarded"],
-)
-def gateway(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Watched]:
-    directory = tmp_path_factory.mktemp("lag")
-    with running(FakeVLLM("base-model").app) as url:
+LANES: Mapping[str, Mapping[str, Any]] = {
+    "fast lane": {"fast_lane": True},
+    "ASGI, guarded": {"fast_lane": False, "guards": {"injection": "flag", "redact": True}},
+}
+FAST, GUARDED = LANES
+
+
+@pytest.fixture(scope="module")
+def lane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Watched]]:
+    """A gateway of each lane, started when it is first asked for."""
+    with running(FakeVLLM("base-model").app) as url, ExitStack() as stack:
         alias = {"engines": [url], "champion": "base-model"}
-        settings = {
-            "database": {"url": f"sqlite:///{directory}/shared.db"},
-            "state_dir": str(directory / "state"),
-            "serving": {"models": {"assistant": alias}, "spool": {"segment_bytes": 1024**2}, **request.param},
-        }
-        with watched(settings) as found:
-            yield found
+
+        def start(name: str) -> Watched:
+            directory = tmp_path_factory.mktemp("lag")
+            settings = {
+                "database": {"url": f"sqlite:///{directory}/shared.db"},
+                "state_dir": str(directory / "state"),
+                "serving": {"models": {"assistant": alias}, "spool": {"segment_bytes": 1024**2}, **LANES[name]},
+            }
+            return stack.enter_context(watched(settings))
+
+        yield cache(start)
+
+
+@pytest.fixture(scope="module")
+def gateway(lane: Callable[[str], Watched]) -> Watched:
+    return lane(FAST)
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +208,17 @@ def bombs() -> Inputs:
     }
 
 
+LONG_TEXTS = {
+    *("messages", "parts", "quotes", "backslashes", "escapes", "half characters", "brackets in a text"),
+    *("words", "card numbers", "half an address", "dashes"),
+}
+
+
+def text_bombs() -> Inputs:
+    """Those that guards have something to look at in."""
+    return {name: body for name, body in bombs().items() if name in LONG_TEXTS}
+
+
 COLD_PATHS = (
     FEEDBACK,
     TENSORZERO_PATH,
@@ -230,7 +255,8 @@ def adapter_bombs() -> Inputs:
     events = {
         f"{name} as an event's {field}": with_tree(EVENT, field, trees[name]) for name in trees for field in EVENT
     }
-    events |= {name: with_tree(EVENT, "body", score) for name, score in scores.items()}
+    # What is looked at of an event's score is the same as of a score by itself.
+    events |= {f"keys as {field}": with_tree(EVENT, "body", scores[f"keys as {field}"]) for field in SCORE}
     events["many"] = b",".join([with_tree(EVENT, "body", json.dumps(SCORE).encode())] * MOST_EVENTS)
     return {
         **{f"{name}, {TENSORZERO_PATH}": post(body, TENSORZERO_PATH) for name, body in metrics.items()},
@@ -273,10 +299,10 @@ def heads() -> Inputs:
 def floods() -> Inputs:
     """A great many small things on one connection."""
     chunked = "transfer-encoding: chunked"
-    tiny = b"1\r\n[\r\n" * N_TINY_CHUNKS + b"0\r\n\r\n"
+    tiny = {path: b"1\r\n[\r\n" * n + b"0\r\n\r\n" for path, n in N_TINY_CHUNKS.items()}
     trailers = b"1\r\n[\r\n0\r\n" + b"a: b\r\n" * 100_000 + b"\r\n"
     return {
-        **{f"tiny chunks, {path}": request(path, tiny, chunked, CLOSE) for path in (CHAT, FEEDBACK)},
+        **{f"tiny chunks, {path}": request(path, body, chunked, CLOSE) for path, body in tiny.items()},
         **{f"trailers, {path}": request(path, trailers, chunked, CLOSE) for path in (CHAT, FEEDBACK)},
         "a long chunk extension": request(CHAT, b"1;" + b"a" * 4_000_000 + b"\r\n[\r\n0\r\n\r\n", chunked, CLOSE),
         **{f"wrong requests, {path}": request(path, b"{") * 1_000 + post(b"{", path) for path in (CHAT, FEEDBACK)},
@@ -284,7 +310,8 @@ def floods() -> Inputs:
     }
 
 
-N_TINY_CHUNKS = 4_000_000
+N_TINY_CHUNKS = {CHAT: 4_000_000, FEEDBACK: 1_600_000}
+"""One byte each, and about as many as are read."""
 
 
 def wrong_fields() -> Inputs:
@@ -330,12 +357,20 @@ def held_by(gateway: Watched, inputs: Inputs) -> dict[str, Lag]:
     return lags
 
 
-@pytest.mark.parametrize(
-    "corpus",
-    [bombs, cold_bombs, adapter_bombs, heads, floods, wrong_fields, framing, engine_fields],
-    ids=lambda made: made.__name__,
-)
-def test_no_input_holds_the_event_loop(gateway: Watched, longest_ms: float, corpus: Any) -> None:
+def every_corpus() -> Iterator[Any]:
+    """Through the fast lane all of them; through the other one what it reads by itself, and what guards look at."""
+    both = [heads, floods, framing]
+    everything = [bombs, *both, cold_bombs, adapter_bombs, wrong_fields, engine_fields]
+    for name, corpora in ((FAST, everything), (GUARDED, [text_bombs, *both])):
+        for corpus in corpora:
+            yield pytest.param(name, corpus, id=f"{name}-{corpus.__name__}")
+
+
+@pytest.mark.parametrize(("name", "corpus"), list(every_corpus()))
+def test_no_input_holds_the_event_loop(
+    lane: Callable[[str], Watched], longest_ms: float, name: str, corpus: Callable[[], Inputs]
+) -> None:
+    gateway = lane(name)
     lags = held_by(gateway, corpus())
     worst = max(lags, key=lambda name: lags[name].process_ms)
     slowest = max(lags, key=lambda name: lags[name].wall_ms)
@@ -345,6 +380,17 @@ def test_no_input_holds_the_event_loop(gateway: Watched, longest_ms: float, corp
     print(f"of {longest_ms:.0f} ms; {slowest!r} for {lags[slowest].wall_ms:.0f} ms as time passes")
     assert {name: lag for name, lag in lags.items() if lag.process_ms > longest_ms} == {}
     assert gateway.answered(post(QUESTION)).startswith(b"HTTP/1.1 200 "), "the gateway serves on"
+
+
+def test_long_feedback_is_read_beside_the_event_loop(gateway: Watched) -> None:
+    """The slowest there is: half characters, which only the slower parser takes, among many keys."""
+    body = b'{"a":"\\ud800","tags":{' + NUMBERED[:1_500_000].rpartition(b",")[0] + b"}}"
+    begun = time.thread_time()
+    parse_body(body)
+    parsed_ms = (time.thread_time() - begun) * 1e3
+    gateway.lag()
+    assert gateway.answered(post(body, FEEDBACK)).startswith(b"HTTP/1.1 400 ")
+    assert gateway.lag().loop_ms < parsed_ms / 2
 
 
 def test_the_gateways_own_series_says_how_late_the_loop_was(gateway: Watched) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from monitoring.board import FIRST_PAGE, Board
 from pawl.errors import ConfigurationError
@@ -354,3 +355,30 @@ def test_a_child_that_cannot_be_started_is_tried_again(late: LateSpawner, monkey
         return late.n_asked
 
     assert asyncio.run(n_asked()) == 3
+
+
+class HangingSpawner(Spawner):
+    """The system takes for ever over a child, as one that was killed does which waits for a disk."""
+
+    async def start(self, role: Role) -> Child:  # noqa: ARG002 - the signature of what it stands for
+        never: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        return await never
+
+
+def test_a_child_that_does_not_end_though_it_was_killed_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "KILL_S", 0.01)
+    monkeypatch.setattr(supervisor, "START_S", 0.01)
+
+    async def stop() -> None:
+        spawner = HangingSpawner([], Board.create(), {})
+        with pytest.raises(StartFailed):
+            await Keeper(Role("worker", "hangs", is_worker=True), spawner).start()
+        keeper = Keeper(Role("drain", "hangs", is_worker=False), spawner)
+        keeper.begin()
+        await keeper.stop(signal.SIGTERM, 0.01)
+
+    with capture_logs() as said:
+        asyncio.run(stop())
+    left = [line for line in said if line["event"] == "child_left_behind"]
+    assert [line["child"] for line in left] == ["worker", "drain"]
+    assert all(line["advice"] for line in left)
