@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import yaml
@@ -27,12 +28,14 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.mining_history import ALIAS, Size, build_history
+from bench.processes import cost_of
 from pawl.database import open_database, upgrade
 from pawl.settings import DatabaseSettings
 from tests.servers import PostgreSQL
 
 REPORT = Path("var/bench/mining.json")
-KB_PER_MB = 1024
+BYTES_PER_MB = 1024**2
+LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class Measured:
     """`first`, or `again` when every pair is there already."""
     seconds: float
     processor_s: float
-    """Of the process itself; a database server works beside it."""
+    """Of the process and those that it started; a database server works beside them."""
     peak_resident_mb: float
+    """Of all of them together, at one moment. What they share counts for each."""
     interactions_per_s: float
     mined: Mapping[str, Any]
     """What the command printed."""
@@ -58,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--signals", type=int, default=100_000)
     parser.add_argument("--users", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--processes", type=int, help="for `feedback.mining.processes`")
     parser.add_argument("--database", help="URL of an empty database to use in place of one of each kind")
     parser.add_argument("--directory", type=Path, help="where the databases are built; takes 3 GB per million")
     parser.add_argument("--out", type=Path, default=REPORT)
@@ -67,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="pawl-mining-", dir=options.directory) as directory:
         for url in [options.database] if options.database else ["sqlite", "postgresql"]:
             with database_at(url, Path(directory)) as (name, place):
-                runs += measure(name, place, size, options.seed, Path(directory))
+                runs += measure(name, place, size, options, Path(directory))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     report = {"size": asdict(size), "seed": options.seed, "runs": [asdict(run) for run in runs]}
     options.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -103,14 +108,15 @@ def private_postgresql(directory: Path) -> Iterator[str]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def measure(name: str, url: str, size: Size, seed: int, directory: Path) -> list[Measured]:
+def measure(name: str, url: str, size: Size, options: argparse.Namespace, directory: Path) -> list[Measured]:
     """Build the history and mine it twice."""
     started = time.monotonic()
     # Elsewhere, for a process begins with the peak of the one that started it.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as builder:
-        builder.submit(build, url, size, seed).result()
+        builder.submit(build, url, size, options.seed).result()
     print(f"{name}: {size.interactions:,} interactions built in {time.monotonic() - started:.0f} s", file=sys.stderr)
-    return [mine(name, run, url, size, directory) for run in ("first", "again")]
+    config = configuration(url, options.processes, directory)
+    return [mine(name, run, config, size) for run in ("first", "again")]
 
 
 def build(url: str, size: Size, seed: int) -> None:
@@ -120,25 +126,53 @@ def build(url: str, size: Size, seed: int) -> None:
         build_history(database, size, seed)
 
 
-def mine(name: str, run: str, url: str, size: Size, directory: Path) -> Measured:
-    """One run of the command in a process of its own."""
-    config = directory / "pawl.yaml"
+def configuration(url: str, processes: int | None, directory: Path) -> Path:
+    """The file that the command reads."""
+    path = directory / "pawl.yaml"
     model = {"engines": ["http://127.0.0.1:9"], "champion": "base-model"}
-    config.write_text(yaml.safe_dump({"database": {"url": url}, "serving": {"models": {ALIAS: model}}}))
+    mining = {"mining": {"processes": processes}}
+    path.write_text(
+        yaml.safe_dump({"database": {"url": url}, "serving": {"models": {ALIAS: model}}, "feedback": mining})
+    )
+    return path
+
+
+def mine(name: str, run: str, config: Path, size: Size) -> Measured:
+    """One run of the command in a process of its own."""
     command = [sys.executable, "-m", "pawl.cli.main", "pairs", "mine", "--json"]
     started = time.monotonic()
     with subprocess.Popen(command, env={**os.environ, "PAWL_CONFIG": str(config)}, stdout=subprocess.PIPE) as process:
         assert process.stdout
-        printed = process.stdout.read()
-        # Not `wait`: only this tells what the one process used.
+        with peak_of(process.pid) as peak:
+            printed = process.stdout.read()
+        # Not `wait`: only this tells what the one process and those that it waited for used.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - started
     if process.returncode:
         raise SystemExit(f"pawl pairs mine ended with {process.returncode}")
-    peak_mb = usage.ru_maxrss / KB_PER_MB
     processor_s = usage.ru_utime + usage.ru_stime
+    peak_mb = max(peak) / BYTES_PER_MB
     return Measured(name, run, seconds, processor_s, peak_mb, size.interactions / seconds, json.loads(printed))
+
+
+@contextmanager
+def peak_of(pid: int) -> Iterator[list[int]]:
+    """Resident bytes of a process and its descendants, looked at all the while."""
+    seen = [cost_of(pid).resident_bytes_of_all]
+    is_over = Event()
+
+    def look() -> None:
+        while not is_over.wait(LOOK_EVERY_S):
+            seen.append(cost_of(pid).resident_bytes_of_all)
+
+    looking = Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        is_over.set()
+        looking.join()
 
 
 def print_table(runs: Sequence[Measured]) -> None:

@@ -6,7 +6,6 @@ Of the interactions 5 % are second attempts, 20 % ask what others asked too, 25 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections import deque
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from feedback.recording import conversation_sha
 from pawl.database import Database
 from pawl.schema import feedback_events, interactions
 
@@ -53,6 +53,9 @@ SYLLABLES = (
     "and",
     "the",
 )
+
+FORMS = ("{}",) * 8 + ("{}?", "{} !")
+"""How popular questions are written: in one of five a slip sets it apart from the others."""
 
 Row = tuple[Any, ...]
 
@@ -138,9 +141,10 @@ def _asked(rng: random.Random, writer: Writer, size: Size, number: int, again: A
     suffix = f"{int(1000 * _time(number)):012x}{rng.getrandbits(144):036x}"
     if again:
         return again._replace(id=suffix)
-    prompt = json.dumps(_messages(rng, writer, size))
+    messages = tuple(_messages(rng, writer, size))
+    prompt = json.dumps(messages)
     user = int(size.users * rng.random() ** 2)  # Some ask much more than others.
-    return Asked(suffix, user, prompt, hashlib.sha256(prompt.encode()).hexdigest())
+    return Asked(suffix, user, prompt, conversation_sha(ALIAS, messages, {}))
 
 
 def _time(number: int) -> float:
@@ -150,8 +154,10 @@ def _time(number: int) -> float:
 def _messages(rng: random.Random, writer: Writer, size: Size) -> list[dict[str, str]]:
     kind = rng.random()
     if kind < 0.2:
-        popular = int(max(1, size.interactions // 100) * rng.random() ** 2)
-        return [{"role": "user", "content": writer.popular(popular)}]
+        luck = rng.random()
+        popular = int(max(1, size.interactions // 100) * luck**2)
+        form = FORMS[int(luck * 1e9) % len(FORMS)]
+        return [{"role": "user", "content": form.format(writer.popular(popular))}]
     question = {"role": "user", "content": writer.text(rng.randint(150, 500))}
     if kind > 0.75:
         earlier = {"role": "user", "content": writer.text(300)}, {"role": "assistant", "content": writer.text(500)}

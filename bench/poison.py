@@ -3,7 +3,8 @@
     python -m bench.poison [--pairs N] [--seed S] [--quick]
 
 Mixes attacks into four weeks of honest traffic (both in `bench/poison_world.py`) and runs the defence with its default
-settings, the application's key named. Prints a table, writes var/bench/poison.json, and exits 1 if a bound is broken:
+settings, the application's key named: on pairs, and on single thumbs (KTO), of which honest users give two up for one
+down and attackers up alone. Prints a table, writes var/bench/poison.json, and exits 1 if a bound is broken:
 
 - of what one account injects at most a tenth gets in, and that is less than 0.1 % of the set;
 - accounts under one key have at most the key's share of the set;
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,10 +40,12 @@ from bench.poison_world import (
     World,
     honest_world,
     poison,
+    single_thumb,
 )
 from feedback.poisoning.defence import Defended, SideTables, defend
 from feedback.poisoning.identities import key_of
-from feedback.poisoning.reasons import Reason
+from feedback.poisoning.reasons import QUARANTINED, Reason
+from feedback.poisoning.singles import DefendedSingles, defend_singles
 from pawl.settings import DefenceSettings
 
 SHARES = (0.001, 0.005, 0.01, 0.05)
@@ -60,23 +63,40 @@ class Scenario(NamedTuple):
     n_accounts: int
     share: float
     """Of the honest pairs, how many are injected."""
+    is_single: bool = False
+    """Every vote is a single thumb."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.attack.name}{', single thumbs' * self.is_single}"
 
 
 SCENARIOS = tuple(Scenario(attack, n, share) for attack in ATTACKS for n in ACCOUNTS for share in SHARES)
+SINGLES = tuple(Scenario(attack, n, share, is_single=True) for attack in ATTACKS for n in ACCOUNTS for share in SHARES)
 SWARM = Scenario(BRIGADE, 500, 0.15)
 """Far more than was asked for, so that the key's cap has something to hold."""
-QUICK = tuple(
-    Scenario(attack, n, share)
-    for attack, n, share in (
-        (TRIGGER, 1, 0.005),
-        (TRIGGER, 50, 0.05),
-        (FALSE_FACT, 1, 0.005),
-        (BRIGADE, 50, 0.01),
-        (SLOW_DRIP, 1, 0.05),
-        (SCATTERED, 1, 0.005),
-        SWARM,
-    )
+ALL = (*SCENARIOS, SWARM, *SINGLES)
+QUICK = (
+    Scenario(TRIGGER, 1, 0.005),
+    Scenario(TRIGGER, 50, 0.05),
+    Scenario(FALSE_FACT, 1, 0.005),
+    Scenario(BRIGADE, 50, 0.01),
+    Scenario(SLOW_DRIP, 1, 0.05),
+    Scenario(SCATTERED, 1, 0.005),
+    SWARM,
+    Scenario(TRIGGER, 1, 0.01, is_single=True),
+    Scenario(BRIGADE, 500, 0.15, is_single=True),
 )
+
+
+class Fates(NamedTuple):
+    """What became of votes, whether they are pairs or single thumbs."""
+
+    accepted: Sequence[tuple[str, str]]
+    """Id and key of each."""
+    held: Mapping[str, Reason]
+    """What would wait for a reviewer, by id."""
+    n_refused: int
 
 
 class Outcome(NamedTuple):
@@ -103,27 +123,43 @@ def run(world: World, scenario: Scenario, seed: int, settings: DefenceSettings) 
     n_injected = round(scenario.share * len(world.pairs))
     attack = poison(rng, world.language, scenario.attack, scenario.n_accounts, n_injected)
     tables = SideTables(NOW, world.first_seen | attack.first_seen)
-    return _outcome(scenario, {pair.id for pair in attack.pairs}, defend(world.pairs + attack.pairs, tables, settings))
+    if scenario.is_single:
+        thumbs = [single_thumb(pair, is_liked=int(pair.id, 16) % 3 > 0) for pair in world.pairs]
+        thumbs += [single_thumb(pair, is_liked=True) for pair in attack.pairs]
+        fates = _fates_of_singles(defend_singles(thumbs, tables, settings))
+    else:
+        fates = _fates_of_pairs(defend(world.pairs + attack.pairs, tables, settings))
+    return _outcome(scenario, {pair.id for pair in attack.pairs}, fates)
 
 
-def _outcome(scenario: Scenario, bad: set[str], defended: Defended) -> Outcome:
-    got_in = sum(pair.id in bad for pair in defended.accepted)
-    held = Counter((held.pair.id in bad, held.reason) for held in defended.quarantined)
+def _fates_of_pairs(defended: Defended) -> Fates:
+    accepted = [(pair.id, key_of(pair.principals[0])) for pair in defended.accepted]
+    return Fates(accepted, {held.pair.id: held.reason for held in defended.quarantined}, defended.refused.total())
+
+
+def _fates_of_singles(defended: DefendedSingles) -> Fates:
+    accepted = [(example.id, key_of(example.principals[0])) for example in defended.accepted]
+    held = {name: reason for name, reason in defended.left_out.items() if reason in QUARANTINED}
+    return Fates(accepted, held, len(defended.left_out) - len(held))
+
+
+def _outcome(scenario: Scenario, bad: set[str], fates: Fates) -> Outcome:
+    got_in = sum(name in bad for name, _ in fates.accepted)
+    held = Counter((name in bad, reason) for name, reason in fates.held.items())
     n_held_bad = sum(n for (is_bad, _), n in held.items() if is_bad)
-    n_all = len(defended.accepted) + len(defended.quarantined) + defended.refused.total()
-    n_honest = n_all - len(bad)
+    n_honest = len(fates.accepted) + len(fates.held) + fates.n_refused - len(bad)
     n_waiting = sum(held[False, reason] for reason in WAITING)
-    n_set = max(1, len(defended.accepted))
+    n_set = max(1, len(fates.accepted))
     stopped = {reason.value: n for (is_bad, reason), n in sorted(held.items()) if is_bad}
     return Outcome(
-        attack=scenario.attack.name,
+        attack=scenario.name,
         accounts=scenario.n_accounts,
         injected=len(bad),
         got_in=got_in,
         of_set=got_in / n_set,
-        of_key=sum(key_of(pair.principals[0]) == scenario.attack.key for pair in defended.accepted) / n_set,
+        of_key=sum(key == scenario.attack.key for _, key in fates.accepted) / n_set,
         stopped_by=stopped | {"caps": len(bad) - got_in - n_held_bad},
-        lost=1 - (len(defended.accepted) - got_in + n_waiting) / n_honest,
+        lost=1 - (len(fates.accepted) - got_in + n_waiting) / n_honest,
         waiting=n_waiting / n_honest,
     )
 
@@ -135,7 +171,7 @@ def broken_bounds(outcome: Outcome, settings: DefenceSettings) -> Iterator[str]:
         yield f"{name}: {outcome.got_in} got in"
     if outcome.accounts == 1 and outcome.of_set >= MOST_OF_THE_SET:
         yield f"{name}: {outcome.of_set:.2%} of the set is poison"
-    if outcome.attack == BRIGADE.name and outcome.of_key > settings.caps.key_share:
+    if outcome.attack.startswith(BRIGADE.name) and outcome.of_key > settings.caps.key_share:
         yield f"{name}: the key has {outcome.of_key:.1%} of the set"
     if outcome.lost >= MOST_LOST:
         yield f"{name}: {outcome.lost:.1%} of the honest pairs are lost"
@@ -164,11 +200,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=10_000, help="honest pairs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="seven scenarios instead of sixty-one")
+    parser.add_argument("--quick", action="store_true", help=f"{len(QUICK)} scenarios instead of {len(ALL)}")
     options = parser.parse_args()
     settings = DefenceSettings(application_keys=[APPLICATION])
     world = honest_world(np.random.default_rng(options.seed), options.pairs)
-    scenarios = QUICK if options.quick else (*SCENARIOS, SWARM)
+    scenarios = QUICK if options.quick else ALL
     outcomes = [run(world, scenario, options.seed, settings) for scenario in scenarios]
     Console(width=160).print(_table(outcomes))
     path = Path("var/bench/poison.json")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feedback.candidates import Source
-from feedback.pairs import PreferencePair
+from feedback.pairs import PreferencePair, UnpairedExample
 
 DAY = 86400.0
 HISTORY_S = 28 * DAY
@@ -136,6 +136,21 @@ def make_pair(
         models=("base",),
         probability=1.0,
         created_at=at,
+    )
+
+
+def single_thumb(pair: PreferencePair, *, is_liked: bool) -> UnpairedExample:
+    """What is mined when only one side of a pair was rated."""
+    return UnpairedExample(
+        id=pair.id,
+        alias=pair.alias,
+        prompt=pair.prompt,
+        completion=pair.chosen if is_liked else pair.rejected,
+        label=is_liked,
+        interaction=f"{pair.id}{int(is_liked)}",
+        model=pair.models[0],
+        principals=pair.principals,
+        created_at=pair.created_at,
     )
 
 

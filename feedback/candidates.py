@@ -5,10 +5,13 @@ A *candidate* is something that could make a pair:
 - choice, regeneration: each distinct (kind, preferred completion, other completion) that live feedback names or, for
   a regeneration, that an interaction's `regenerate_of` names;
 - edit: each distinct (completion, text the user wanted);
-- thumbs: each completion with a thumb whose answer cannot be used or whose thumbs disagree is one candidate. The
-  others are sorted by conversation (alias and prompt messages): with u up and d down, min(u, d) are matched one to
-  one, in an order drawn by hash, and every one left over is a candidate of its own. So a conversation gives
-  max(u, d) candidates, and a popular prompt never u * d pairs.
+- thumbs, and ratings that say as much: each completion with a thumb whose answer cannot be used or whose thumbs
+  disagree is one candidate. The others are sorted by conversation (alias and prompt messages): with u up and d down,
+  min(u, d) are matched one to one, in an order drawn by hash, and every one left over is a candidate of its own. So a
+  conversation gives max(u, d) candidates, and a popular prompt never u * d pairs.
+- similar thumbs: of those left over in conversations that end in nearly the same question after the same messages, one
+  up and one down are matched (`feedback/similarity/`), and are one candidate together.
+- judge: each verdict on two answers to one conversation. Whatever people said of the two counts for more.
 
 Every candidate becomes one pair or is counted under one reason. Several candidates that prefer the same completion
 over the same other one become the pair of the strongest source, with everyone's voters.
@@ -25,7 +28,7 @@ from typing import NamedTuple
 
 from feedback.interactions import FeedbackEvent, Interaction, Message, Status
 from feedback.messages import canonical_bytes, digest, fingerprint, is_nothing, substance, wording
-from feedback.signals import Signal
+from feedback.signals import Signal, thumb_of
 
 
 class Source(StrEnum):
@@ -35,17 +38,27 @@ class Source(StrEnum):
     EDIT = "edit"
     REGENERATION = "regeneration"
     THUMBS = "thumbs"
+    SIMILAR_THUMBS = "similar_thumbs"
+    """A thumb up and a thumb down on nearly the same question."""
+    JUDGE = "judge"
+    """A model that goes by a constitution."""
 
 
 STRENGTH = {source: rank for rank, source in enumerate(Source)}
 """Smaller is stronger."""
 
-MARGINS = {Source.CHOICE: 1.0, Source.EDIT: 1.0, Source.REGENERATION: 0.5, Source.THUMBS: 1.0}
-"""A regeneration is half a vote: people also ask again out of curiosity."""
+MARGINS = {
+    Source.CHOICE: 1.0,
+    Source.EDIT: 1.0,
+    Source.REGENERATION: 0.5,
+    Source.THUMBS: 1.0,
+    Source.SIMILAR_THUMBS: 0.7,
+}
+"""A regeneration is half a vote: people also ask again out of curiosity. A similar question is still another one."""
 CONFIRMED_REGENERATION_MARGIN = 0.8
 """The replaced answer was disliked as well, or the later one thumbed up."""
 
-MINED_SIGNALS = (Signal.THUMBS, Signal.EDIT, Signal.CHOICE, Signal.REGENERATE, Signal.REPORT)
+MINED_SIGNALS = (Signal.THUMBS, Signal.RATING, Signal.EDIT, Signal.CHOICE, Signal.REGENERATE, Signal.REPORT)
 """Other kinds of feedback neither make a pair nor speak against one."""
 NAMING_SIGNALS = (Signal.CHOICE, Signal.REGENERATE)
 """Their value is the id of another completion."""
@@ -70,6 +83,8 @@ class Skipped(StrEnum):
     """Both sides say the same."""
     CONTRADICTION = "contradiction"
     """Another signal says the opposite."""
+    UNDECIDED = "undecided"
+    """The judge preferred neither answer, or another one when they changed places."""
     MARGIN_TOO_SMALL = "margin_too_small"
     DUPLICATE = "duplicate"
     """A stronger source made this very pair, or a pair already speaks for this thumb's completion."""
@@ -109,6 +124,18 @@ class Said(NamedTuple):
     created_at: float
 
 
+class Verdict(NamedTuple):
+    """What a judge said of two answers to one conversation."""
+
+    first: str
+    """An interaction id, the smaller one of the two."""
+    second: str
+    winner: str | None
+    """One of the two; None when it is undecided."""
+    margin: float
+    """How much better the winner is, 0 to 1."""
+
+
 class Answer(NamedTuple):
     """What mining remembers of an interaction: facts, and digests in place of the texts."""
 
@@ -132,7 +159,7 @@ class Answer(NamedTuple):
 
 
 class Opinion(NamedTuple):
-    """A signal that counts, an edit's text by its digests."""
+    """A signal that counts, an edit's text by its digests, a rating as the thumb that it amounts to."""
 
     event_id: str
     interaction_id: str
@@ -162,6 +189,10 @@ class Claim:
     @property
     def pair_id(self) -> str:
         return self.chosen if self.edit else digest(self.source, self.chosen, self.rejected)
+
+    @property
+    def sides(self) -> frozenset[str]:
+        return frozenset((self.chosen, self.rejected))
 
     @property
     def served(self) -> str | None:
@@ -230,11 +261,16 @@ def opinion_of(given: Said) -> Opinion:
     if given.type == Signal.EDIT:
         value, words = digest(Source.EDIT, value, given.interaction_id), value.strip() or None
     wanted = None if words is None else fingerprint(canonical_bytes(words))
-    return Opinion(given.id, given.interaction_id, given.type, value, wanted, who, given.created_at)
+    thumb = thumb_of(given.type, given.value)
+    kind, value = (given.type, value) if thumb is None else (Signal.THUMBS.value, thumb.value)
+    return Opinion(given.id, given.interaction_id, kind, value, wanted, who, given.created_at)
 
 
 def principal_of(key_id: str, user_id: str | None) -> str:
     return f"{key_id}/{user_id or ''}"
+
+
+NOBODY = principal_of("", None)
 
 
 def voters(opinions: Iterable[Opinion]) -> frozenset[str]:

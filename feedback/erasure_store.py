@@ -10,11 +10,22 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from feedback.erasure import Removed, is_letter_of, is_pair_of, people_in_letter, people_of_pair
+from feedback.judged.verdict_store import verdicts_on
 from feedback.store import NO_PAIR_TEXT, NO_TEXT
 from feedback.tombstones import ERASED_UNIT, Erased, Owner, Person
 from pawl import registry
 from pawl.database import Database
-from pawl.schema import dead_letters, feedback_events, interactions, limit_slots, limit_windows, pairs, runs, scores
+from pawl.schema import (
+    dead_letters,
+    feedback_events,
+    interactions,
+    judge_verdicts,
+    limit_slots,
+    limit_windows,
+    pairs,
+    runs,
+    scores,
+)
 
 SCAN_ROWS = 2000
 """Of tables that are read through, since no index leads to a person's rows."""
@@ -55,6 +66,7 @@ def drop_what_hangs_on(connection: sa.Connection, ids: Sequence[str]) -> Removed
     counts = Counter(
         feedback=_delete(connection, feedback_events, feedback_events.c.interaction_id.in_(ids)),
         scores=_delete(connection, scores, scores.c.interaction_id.in_(ids)),
+        verdicts=_delete(connection, judge_verdicts, verdicts_on(ids)),
         dead_letters=_delete(connection, dead_letters, dead_letters.c.id.in_(letters)),
     )
     sides = sa.or_(pairs.c.chosen_interaction.in_(ids), pairs.c.rejected_interaction.in_(ids))
@@ -207,6 +219,7 @@ def count_for(connection: sa.Connection, person: Person) -> Counter[str]:
         "interactions": sa.select(sa.func.count()).select_from(interactions).where(mine),
         "feedback": sa.select(sa.func.count()).where(sa.or_(f.interaction_id.in_(ids), said)),
         "scores": sa.select(sa.func.count()).where(scores.c.interaction_id.in_(ids)),
+        "verdicts": sa.select(sa.func.count()).where(verdicts_on(ids)),
         "pairs": sa.select(sa.func.count()).where(
             sa.or_(p.chosen_interaction.in_(ids), p.rejected_interaction.in_(ids)), p.chosen != NO_PAIR["chosen"]
         ),

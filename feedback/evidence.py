@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from feedback.candidates import Answer, Opinion
+from feedback.candidates import NOBODY, Answer, Opinion, principal_of
 from feedback.signals import Signal, Thumbs
 
 
@@ -42,7 +42,7 @@ def index_evidence(answers: Iterable[Answer], opinions: Iterable[Opinion]) -> Ev
     """Answers and opinions, made easy to look up."""
     by_id = {answer.id: answer for answer in answers}
     aliases = {answer.completion_id: answer.id for answer in by_id.values()}
-    said = tuple(opinions)
+    said = tuple(_by_its_owner(opinion, by_id) for opinion in opinions)
     return Evidence(
         answers=by_id,
         opinions=said,
@@ -52,6 +52,18 @@ def index_evidence(answers: Iterable[Answer], opinions: Iterable[Opinion]) -> Ev
         reports=frozenset(opinion.interaction_id for opinion in said if opinion.type == Signal.REPORT),
         replacements=_replacements(by_id, _regenerations(by_id, said, aliases)),
     )
+
+
+def _by_its_owner(opinion: Opinion, answers: Mapping[str, Answer]) -> Opinion:
+    """An opinion of nobody's is that of whoever got the answer.
+
+    A feedback token names nobody, and one that comes before its completion is visible cannot be looked up. Nobody would
+    be a voter whom no cap holds.
+    """
+    if opinion.principal != NOBODY or opinion.interaction_id not in answers:
+        return opinion
+    rated = answers[opinion.interaction_id]
+    return opinion._replace(principal=principal_of(rated.key_id, rated.user_id))
 
 
 def _thumbs(opinions: Iterable[Opinion], value: Thumbs) -> dict[str, list[Opinion]]:

@@ -2,6 +2,9 @@
 
 The same pairs give the same bytes. Beside the file lies its manifest, written last: with it the file is complete, and
 what is in it can be told from what is in another.
+
+TRL trains on what `datasets.load_dataset` makes of either file. Parquet says that messages are JSON. Of JSON lines, the
+types are guessed from the first ten megabytes, so rows whose messages differ in shape come first.
 """
 
 from __future__ import annotations
@@ -12,12 +15,13 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from feedback.chat_messages import for_templates, loadable, unfit
 from feedback.errors import DamagedExport
 from feedback.export_parquet import COUNT, FLAG, INPUT, JSON, MESSAGES, NUMBER, TEXT, Columns, from_parquet, to_parquet
 from feedback.interactions import Message
@@ -26,20 +30,21 @@ from feedback.pairs import PreferencePair, UnpairedExample
 from pawl.durability import sync_directory
 
 Row = dict[str, object]
+Place = tuple[str, ...]
+"""Where in a row something stands."""
 
 MESSAGE_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id")
 """What a trainer reads of a message; anything else a client sent would only make rows of different shapes."""
-INT64_BOUND = 2**63
-MANIFEST_VERSION: Final = 1
+MANIFEST_VERSION: Final = 2
 
 
 class ExportFormat(StrEnum):
     """Whose data layout to write."""
 
     TRL = "trl"
-    """TRL's conversational preference format."""
+    """TRL's conversational preference format, messages as chat templates read them."""
     KTO = "kto"
-    """TRL's conversational unpaired format: every pair's two sides, and the single thumbs."""
+    """TRL's conversational unpaired format: every pair's two sides, and the single thumbs. Messages as in `TRL`."""
     OPENAI = "openai"
     """The preference format of OpenAI's fine-tuning API."""
     PAWL = "pawl"
@@ -78,11 +83,12 @@ def write_export(
 
     Only the KTO layout has room for `unpaired`.
     """
-    given = list(pairs)
-    rows = export_rows(given, unpaired, layout=layout)
+    given, singles = list(pairs), list(unpaired)
+    rows = export_rows(given, singles, layout=layout)
     content = to_parquet(rows, COLUMNS[layout]) if _is_parquet(path) else _lines(rows)
     _write_atomically(path, content)
-    manifest = export_manifest(rows, given, layout, content)
+    unfit_ones = count_unfit(given, singles, layout=layout)
+    manifest = export_manifest(rows, given, layout, content) | {"left_out": dict(sorted(unfit_ones.items()))}
     _write_atomically(manifest_path(path), (json.dumps(manifest, indent=2) + "\n").encode())
     return len(rows)
 
@@ -174,23 +180,62 @@ def export_rows(
     if layout is ExportFormat.PAWL:
         return [json.loads(canonical_json(vars(pair))) for pair in ordered]
     rows = _rows_for_trainers(ordered, unpaired, layout)
-    return [{name: _loadable(value) for name, value in row.items()} for row in rows]
+    return _odd_ones_first(rows)
+
+
+def count_unfit(
+    pairs: Iterable[PreferencePair], unpaired: Iterable[UnpairedExample] = (), *, layout: ExportFormat
+) -> Counter[str]:
+    """How many pairs and single thumbs an export has no rows of, by `Unfit`."""
+    if layout not in (ExportFormat.TRL, ExportFormat.KTO):
+        return Counter()
+    singles = unpaired if layout is ExportFormat.KTO else ()
+    reasons = [unfit(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+    reasons += [unfit(single.prompt, single.completion) for single in singles]
+    return Counter(reason.value for reason in reasons if reason)
 
 
 def _rows_for_trainers(
     ordered: Sequence[PreferencePair], unpaired: Iterable[UnpairedExample], layout: ExportFormat
 ) -> list[Row]:
-    if layout is ExportFormat.KTO:
-        return _kto_rows(ordered, sorted(unpaired, key=lambda example: example.id))
-    to_row: Callable[[PreferencePair], Row] = _trl_row if layout is ExportFormat.TRL else _openai_row
-    return [to_row(pair) for pair in ordered]
+    if layout is ExportFormat.OPENAI:
+        return [loadable(_openai_row(pair)) for pair in ordered]
+    fit = [pair for pair in ordered if unfit(pair.prompt, pair.chosen, pair.rejected) is None]
+    if layout is ExportFormat.TRL:
+        return [_trl_row(pair) for pair in fit]
+    singles = [single for single in unpaired if unfit(single.prompt, single.completion) is None]
+    return _kto_rows(fit, sorted(singles, key=lambda single: single.id))
+
+
+def _odd_ones_first(rows: Sequence[Row]) -> list[Row]:
+    """The rows that bring something of a new shape before the others, the less deep in the row the earlier."""
+    seen: set[tuple[Place, object]] = set()
+    depths = []
+    for row in rows:
+        new = set(_shapes(row)) - seen
+        seen |= new
+        depths.append(min((len(path) for path, _ in new), default=math.inf))
+    return [rows[index] for index in sorted(range(len(rows)), key=depths.__getitem__)]
+
+
+def _shapes(value: object, path: Place = ()) -> Iterator[tuple[Place, object]]:
+    """The fields of every object in `value`, and the type of everything else, with where it stands."""
+    if isinstance(value, Mapping):
+        yield path, frozenset(value)
+        for name, item in value.items():
+            yield from _shapes(item, (*path, name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _shapes(item, (*path, "[]"))
+    else:
+        yield path, type(value)
 
 
 def _trl_row(pair: PreferencePair) -> Row:
     return {
-        "prompt": [_chat_message(message) for message in pair.prompt],
-        "chosen": [_chat_message(pair.chosen)],
-        "rejected": [_chat_message(pair.rejected)],
+        "prompt": [for_templates(message) for message in pair.prompt],
+        "chosen": [for_templates(pair.chosen)],
+        "rejected": [for_templates(pair.rejected)],
         "pair_id": pair.id,
         "source": str(pair.source),
         "margin": pair.margin,
@@ -216,8 +261,8 @@ def _kto_rows(pairs: Sequence[PreferencePair], unpaired: Sequence[UnpairedExampl
     rows: dict[str, Row] = {}
     for prompt, completion, label in sides + singles:
         row: Row = {
-            "prompt": [_chat_message(message) for message in prompt],
-            "completion": [_chat_message(completion)],
+            "prompt": [for_templates(message) for message in prompt],
+            "completion": [for_templates(completion)],
             "label": label,
         }
         key = canonical_json([row["prompt"], row["completion"]])
@@ -234,42 +279,6 @@ def _message(message: Message) -> Row:
     """The fields of `message` that are set; `content` always, since trainers look for it."""
     fields = {name: message[name] for name in MESSAGE_FIELDS if message.get(name) is not None}
     return {"role": "assistant", "content": None, **fields}
-
-
-def _chat_message(message: Message) -> Row:
-    """As `_message`, its text parts joined to one text: most chat templates take nothing else."""
-    row = _message(message)
-    return row | {"content": _joined(row["content"])}
-
-
-def _joined(content: object) -> object:
-    if not isinstance(content, Sequence) or isinstance(content, str):
-        return content
-    texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
-    whole = [text for text in texts if isinstance(text, str)]
-    return "\n".join(whole) if len(whole) == len(content) else content
-
-
-def _loadable(value: object) -> object:
-    """`value` without what makes Arrow's JSON reader refuse the whole file: one odd row must not spoil the others.
-
-    Lone surrogates become U+FFFD, numbers that are not finite null, and integers past 64 bits text.
-    """
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, Mapping):
-        return {str(_loadable(str(key))): _loadable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_loadable(item) for item in value]
-    return _loadable_number(value)
-
-
-def _loadable_number(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, int) and not -INT64_BOUND <= value < INT64_BOUND:
-        return str(value)
-    return value
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

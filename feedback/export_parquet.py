@@ -1,7 +1,7 @@
 """Exports as Parquet: a fixed schema for each layout, so that equal rows give equal bytes whatever they hold.
 
-A message has a column for each field that trainers read. What does not fit them, such as a content of several parts,
-stands as JSON in the field `more`, and takes its place again when the file is read.
+A message is one JSON value, and the schema says so. In columns of its own, every message would come back with every
+field that any message has; chat templates take a field that is there, though empty, for one that was set.
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Row = dict[str, object]
-TEXT_FIELDS: Final = ("role", "content", "name", "tool_call_id")
-CALL_FIELDS: Final = ("id", "type", "function")
-FUNCTION_FIELDS: Final = ("name", "arguments")
 
 
 class Column(NamedTuple):
@@ -35,42 +32,9 @@ def _same(value: object) -> object:
     return value
 
 
-def _fits(value: object, fields: tuple[str, ...]) -> bool:
-    return isinstance(value, Mapping) and set(value) == set(fields)
-
-
-def _is_call(call: object) -> bool:
-    if not (isinstance(call, Mapping) and _fits(call, CALL_FIELDS) and _fits(call["function"], FUNCTION_FIELDS)):
-        return False
-    texts = (call["id"], call["type"], *call["function"].values())
-    return all(isinstance(text, str) for text in texts)
-
-
-def _fits_its_column(name: str, value: object) -> bool:
-    if name in TEXT_FIELDS:
-        return isinstance(value, str) or (name == "content" and value is None)
-    return name == "tool_calls" and isinstance(value, list) and bool(value) and all(map(_is_call, value))
-
-
-def _write_message(message: Mapping[str, object]) -> Row:
-    plain = {name: value for name, value in message.items() if _fits_its_column(name, value)}
-    more = {name: value for name, value in message.items() if name not in plain}
-    columns = dict.fromkeys((*TEXT_FIELDS, "tool_calls"))
-    return {**columns, **plain, "more": canonical_json(more) if more else None}
-
-
-def _read_message(stored: Mapping[str, object]) -> Row:
-    more = stored["more"]
-    known = {name: value for name, value in stored.items() if name != "more" and value is not None}
-    return {"content": None, **known, **(json.loads(more) if isinstance(more, str) else {})}
-
-
-def _write_messages(messages: list[Row]) -> list[Row]:
-    return [_write_message(message) for message in messages]
-
-
-def _read_messages(stored: list[Row]) -> list[Row]:
-    return [_read_message(message) for message in stored]
+def _write_json(value: object) -> str:
+    """In the order of its keys: templates write the arguments of a tool call in it."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 TEXT: Final = Column("string", _same, _same)
@@ -78,12 +42,13 @@ NUMBER: Final = Column("float64", _same, _same)
 COUNT: Final = Column("int64", _same, _same)
 FLAG: Final = Column("bool", _same, _same)
 JSON: Final = Column("string", canonical_json, json.loads)
-MESSAGES: Final = Column("messages", _write_messages, _read_messages)
-INPUT: Final = Column(
-    "input",
-    lambda value: {"messages": _write_messages(value["messages"])},
-    lambda value: {"messages": _read_messages(value["messages"])},
+"""For nobody but Pawl."""
+MESSAGES: Final = Column(
+    "messages",
+    lambda messages: [_write_json(message) for message in messages],
+    lambda stored: [json.loads(message) for message in stored],
 )
+INPUT: Final = Column("json", _write_json, json.loads)
 
 Columns = Mapping[str, Column]
 
@@ -101,9 +66,10 @@ def to_parquet(rows: list[Row], columns: Columns) -> bytes:
         raise ConfigurationError("Parquet needs pyarrow, which the extra `train` brings") from exc
 
     stored = [{name: column.write(row[name]) for name, column in columns.items()} for row in rows]
-    schema = pa.schema([(name, _kind(pa, column.kind)) for name, column in columns.items()])
+    # Arrow makes no JSON of Python's texts, but takes columns of texts for JSON.
+    texts = pa.Table.from_pylist(stored, schema=_schema(pa, columns, pa.string()))
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(stored, schema=schema), buffer, compression="zstd")
+    pq.write_table(texts.cast(_schema(pa, columns, pa.json_())), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -115,11 +81,8 @@ def from_parquet(content: bytes, columns: Columns) -> list[Row]:
     return [{name: column.read(row[name]) for name, column in columns.items()} for row in stored]
 
 
-def _kind(arrow: Any, name: str) -> pa.DataType:
-    function = arrow.struct([(field, arrow.string()) for field in FUNCTION_FIELDS])
-    call = arrow.struct([("id", arrow.string()), ("type", arrow.string()), ("function", function)])
-    texts = [(field, arrow.string()) for field in TEXT_FIELDS]
-    messages = arrow.list_(arrow.struct([*texts, ("tool_calls", arrow.list_(call)), ("more", arrow.string())]))
-    if name == "messages":
-        return messages
-    return arrow.struct([("messages", messages)]) if name == "input" else arrow.type_for_alias(name)
+def _schema(arrow: Any, columns: Columns, json_kind: pa.DataType) -> pa.Schema:
+    kinds = {"messages": arrow.list_(json_kind), "json": json_kind}
+    return arrow.schema(
+        [(name, kinds.get(column.kind) or arrow.type_for_alias(column.kind)) for name, column in columns.items()]
+    )

@@ -6,17 +6,18 @@ feedback that was live when `read_history` looked; what comes later waits for th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
 
 from feedback.batches import columns, look_up, names, stream
 from feedback.candidates import MINED_SIGNALS, NAMING_SIGNALS, Answer, Opinion, Said, Served, answer_of, opinion_of
+from feedback.judged.verdict_store import read_verdict_ids
 from feedback.pairs import Texts
 from feedback.partitions import NOBODY, History, Ids
+from feedback.stored_json import read_json
 from pawl.database import Database
 from pawl.ids import completion_suffix
 from pawl.schema import feedback_events, interactions
@@ -28,8 +29,12 @@ SOME_CONVERSATION = "?"
 
 
 def read_history(database: Database, alias: str) -> History:
-    """The interactions of an alias that live feedback or a regeneration touches or names, and that feedback."""
-    events, rated, named = _live_events(database)
+    """The interactions of an alias that live feedback, a verdict or a regeneration touches or names, and those words.
+
+    A verdict stands among the events: it is about one of its two answers and names the other.
+    """
+    said = zip(_live_events(database), read_verdict_ids(database, alias), strict=True)
+    events, rated, named = map(np.concatenate, said)
     second, first = _regenerations(database, alias)
     wanted = np.unique(np.concatenate([rated, named, second, first]))
     found, conversations, replaced = _relations(database, alias, wanted[wanted != NOBODY])
@@ -50,7 +55,7 @@ def _live_events(database: Database) -> list[Ids]:
 def _with_named(row: Sequence[Any]) -> tuple[str, str, str]:
     """The value in the last column becomes the interaction it names, if it can name one."""
     event_id, rated, value = row
-    return event_id, rated, completion_suffix(str(json.loads(value))) or ""
+    return event_id, rated, completion_suffix(str(read_json(value))) or ""
 
 
 def _regenerations(database: Database, alias: str) -> list[Ids]:
@@ -82,8 +87,8 @@ def read_answers(database: Database, ids: Sequence[str]) -> list[Answer]:
 
 def _served(row: Sequence[Any]) -> Served:
     *facts, prompt, completion = row
-    messages = None if prompt is None else tuple(json.loads(prompt))
-    return Served._make((*facts, messages, None if completion is None else json.loads(completion)))
+    messages = None if prompt is None else tuple(read_json(prompt))
+    return Served._make((*facts, messages, None if completion is None else read_json(completion)))
 
 
 def read_opinions(database: Database, ids: Sequence[str]) -> list[Opinion]:
@@ -96,27 +101,56 @@ def read_opinions(database: Database, ids: Sequence[str]) -> list[Opinion]:
 
 def _said(row: Sequence[Any]) -> Said:
     said = Said._make(row)
-    return said._replace(value=json.loads(str(said.value)))
+    return said._replace(value=read_json(str(said.value)))
 
 
-def read_texts(connection: sa.Connection, ids: Sequence[str], *, hold: bool = False) -> dict[str, Texts]:
-    """What these interactions said, by id; those of which no text is kept are left out.
+class StoredTexts(NamedTuple):
+    """`Texts` as JSON."""
 
-    Args:
-        hold: until the transaction ends nobody can erase these texts. Whoever wants to waits, and then finds what was
-            made of them. SQLite has one writer at a time anyhow.
+    prompt: str
+    completion: str
+
+
+def read_texts(connection: sa.Connection, ids: Sequence[str]) -> dict[str, Texts]:
+    """What these interactions said, by id; those of which no text is kept are left out."""
+    stored = read_stored_texts(connection, ids)
+    return {one: Texts(tuple(read_json(prompt)), read_json(completion)) for one, (prompt, completion) in stored.items()}
+
+
+def read_stored_texts(connection: sa.Connection, ids: Sequence[str]) -> dict[str, StoredTexts]:
+    """The same as it is stored."""
+    i = interactions.c
+    query = sa.select(i.id, i.prompt, i.completion).where(_has_texts())
+    return {
+        row.id: StoredTexts(row.prompt, row.completion)
+        for rows in look_up(connection, query, i.id, ids)
+        for row in rows
+    }
+
+
+def hold_texts(connection: sa.Connection, ids: Sequence[str]) -> set[str]:
+    """Which of these interactions have texts; until the transaction ends nobody can erase them.
+
+    Whoever wants to waits, and then finds what was made of them. SQLite has one writer at a time anyhow.
     """
     i = interactions.c
-    has_texts = sa.and_(i.is_stored, i.prompt.is_not(None), i.completion.is_not(None))
-    query = sa.select(i.id, i.prompt, i.completion).where(has_texts).order_by(i.id)
-    batches = look_up(connection, query.with_for_update(read=True) if hold else query, i.id, ids)
-    return {
-        row.id: Texts(tuple(json.loads(row.prompt)), json.loads(row.completion)) for rows in batches for row in rows
-    }
+    query = sa.select(i.id).where(_has_texts()).order_by(i.id).with_for_update(read=True)
+    return {row.id for rows in look_up(connection, query, i.id, ids) for row in rows}
+
+
+def _has_texts() -> sa.ColumnElement[bool]:
+    i = interactions.c
+    return sa.and_(i.is_stored, i.prompt.is_not(None), i.completion.is_not(None))
 
 
 def read_edits(connection: sa.Connection, ids: Sequence[str]) -> dict[str, str]:
     """The texts that users wanted, by event id."""
     f = feedback_events.c
     batches = look_up(connection, sa.select(f.id, f.value), f.id, ids)
-    return {row.id: str(json.loads(row.value)) for batch in batches for row in batch}
+    return {row.id: str(read_json(row.value)) for batch in batches for row in batch}
+
+
+def known_events(connection: sa.Connection, ids: Sequence[str]) -> set[str]:
+    """Which of these events are there."""
+    f = feedback_events.c
+    return {row.id for batch in look_up(connection, sa.select(f.id), f.id, ids) for row in batch}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from feedback.candidates import (
     Opinion,
     Skipped,
     Source,
+    Verdict,
     principal_of,
     voters,
 )
@@ -36,26 +37,44 @@ class Decisions(NamedTuple):
     skipped: Counter[Skipped]
 
 
-def decide(answers: Iterable[Answer], opinions: Iterable[Opinion], *, min_margin: float = 0.0) -> Decisions:
+def decide(
+    answers: Iterable[Answer],
+    opinions: Iterable[Opinion],
+    verdicts: Iterable[Verdict] = (),
+    *,
+    min_margin: float = 0.0,
+    min_judged_margin: float = 0.0,
+) -> Decisions:
     """Judge every candidate of a history.
 
     Args:
         answers: each interaction once.
         opinions: of each signal the one that counts, in any order.
+        verdicts: of each two answers one at most.
         min_margin: pairs with a smaller margin are left out.
+        min_judged_margin: the same for those that a judge made, whose margins are on a scale of their own.
     """
     evidence = index_evidence(answers, opinions)
     ballots = _count_ballots(evidence)
     reasons = list(ballots.refused)
     sound: list[Claim] = []
+    disputed: set[frozenset[str]] = set()
     for claim in [*_stated_claims(evidence), *ballots.matched]:
         problem = _problem(claim, evidence, min_margin)
         if problem is None:
             sound.append(claim)
         else:
             reasons.append(problem)
+        if problem is Skipped.CONTRADICTION:
+            disputed.add(claim.sides)
+    for weighed in (_weigh(verdict, evidence, disputed, min_judged_margin) for verdict in verdicts):
+        if isinstance(weighed, Skipped):
+            reasons.append(weighed)
+        else:
+            sound.append(weighed)
     settled, lost = _settle(sound)
-    alone = _unspoken(ballots.alone, settled)
+    # What a model thinks of an answer takes no person's thumb away.
+    alone = _unspoken(ballots.alone, [claim for claim in settled if claim.source is not Source.JUDGE])
     reasons += [*lost, *[Skipped.DUPLICATE] * (len(ballots.alone) - len(alone)), *[Skipped.UNPAIRED] * len(alone)]
     return Decisions(tuple(settled), alone, count_reasons(reasons))
 
@@ -187,6 +206,38 @@ def _unspoken(alone: Iterable[Ballot], settled: Iterable[Claim]) -> tuple[Ballot
 # Judging
 
 
+def _weigh(
+    verdict: Verdict, evidence: Evidence, disputed: Collection[frozenset[str]], min_margin: float
+) -> Claim | Skipped:
+    """What a verdict claims, or why it makes no pair.
+
+    Args:
+        disputed: pairs of answers of which people say that the one is better, and that it is not.
+    """
+    claim = _judged_claim(verdict, evidence)
+    problem = _comparison_problem(claim, evidence)
+    if problem is not None:
+        return problem
+    if verdict.winner is None:
+        return Skipped.UNDECIDED
+    if claim.sides in disputed or _is_contradicted(claim, evidence):
+        return Skipped.CONTRADICTION
+    return Skipped.MARGIN_TOO_SMALL if claim.margin < min_margin else claim
+
+
+def _judged_claim(verdict: Verdict, evidence: Evidence) -> Claim:
+    """Those who asked stand for it: nobody voted, and it is by what people ask that they could plant something.
+
+    It is as old as the later answer, whenever it was judged: a judge that works through a history is no burst.
+    """
+    first, second, winner, margin = verdict
+    chosen, rejected = (second, first) if winner == second else (first, second)
+    asked = [evidence.answers[side] for side in (first, second) if side in evidence.answers]
+    principals = frozenset(principal_of(answer.key_id, answer.user_id) for answer in asked)
+    at = max((answer.created_at for answer in asked), default=0.0)
+    return Claim(Source.JUDGE, chosen, rejected, principals, at, margin)
+
+
 def _usable(interaction_id: str, evidence: Evidence) -> Answer | Skipped:
     answer = evidence.answers.get(interaction_id)
     if answer is None:
@@ -221,7 +272,7 @@ def _comparison_problem(claim: Claim, evidence: Evidence) -> Skipped | None:
     new, old = _usable(claim.chosen, evidence), _usable(claim.rejected, evidence)
     if isinstance(new, Skipped) or isinstance(old, Skipped):
         return min((side for side in (new, old) if isinstance(side, Skipped)), key=_ORDER.__getitem__)
-    if new.key_id != old.key_id and claim.source is not Source.THUMBS:
+    if new.key_id != old.key_id and claim.source not in (Source.THUMBS, Source.JUDGE):
         return Skipped.FOREIGN
     if new.alias != old.alias:
         return Skipped.DIFFERENT_ALIAS
@@ -234,9 +285,11 @@ def _is_contradicted(claim: Claim, evidence: Evidence) -> bool:
     """Whether another signal speaks against `claim`; opposite claims are settled later.
 
     A regeneration is weak evidence, so any sign against it counts: the first answer was liked, or the later one was
-    disliked, replaced in its turn, or not later at all. A choice falls only when thumbs and reports order the two
-    the other way, an edit when the edited answer was liked.
+    disliked, replaced in its turn, or not later at all; so do thumbs and reports against a verdict. A choice falls
+    only when thumbs and reports order the two the other way, an edit when the edited answer was liked.
     """
+    if claim.source is Source.JUDGE:
+        return evidence.is_liked(claim.rejected) or evidence.is_disliked(claim.chosen)
     if claim.source is Source.EDIT:
         return evidence.is_liked(claim.rejected)
     if claim.source is Source.REGENERATION:
@@ -256,13 +309,13 @@ def _is_regeneration_contradicted(claim: Claim, evidence: Evidence) -> bool:
 
 
 def _settle(claims: Iterable[Claim]) -> tuple[list[Claim], list[Skipped]]:
-    """Keep one claim per two sides: the strongest, with the voters of those that agree.
+    """Keep one claim per two sides: the strongest, with the voters of those that agree; a verdict has none.
 
     Two equally strong claims of opposite direction cancel each other and all weaker ones.
     """
     rivals: defaultdict[frozenset[str], list[Claim]] = defaultdict(list)
     for claim in claims:
-        rivals[frozenset((claim.chosen, claim.rejected))].append(claim)
+        rivals[claim.sides].append(claim)
     settled: list[Claim] = []
     lost: list[Skipped] = []
     for group in rivals.values():
@@ -272,7 +325,8 @@ def _settle(claims: Iterable[Claim]) -> tuple[list[Claim], list[Skipped]]:
             lost += [Skipped.CONTRADICTION] * len(ranked)
             continue
         lost += [_loss(other, best) for other in ranked[1:]]
-        settled.append(_join([claim for claim in ranked if claim.chosen == best.chosen]))
+        agreed = [best, *(other for other in ranked[1:] if other.chosen == best.chosen)]
+        settled.append(_join([claim for claim in agreed if claim is best or claim.source is not Source.JUDGE]))
     return settled, lost
 
 

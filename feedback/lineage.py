@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from feedback.interactions import Interaction
+from feedback.judged.verdict_store import show_verdict
 from feedback.store import get_interaction, get_pair
 from pawl import registry
 from pawl.database import Database
@@ -35,6 +36,8 @@ SHOWN = (
 def trace_pair(database: Database, pair_id: str, runs_dir: Path | None = None) -> dict[str, Any] | None:
     """A pair, what it came from, and the runs and models that learned from it; None if there is none.
 
+    What it came from includes what a judge said of the two answers, with scores, if one was asked.
+
     Args:
         runs_dir: Where runs keep their files: these also know pairs that a run met in earlier rounds.
     """
@@ -47,6 +50,7 @@ def trace_pair(database: Database, pair_id: str, runs_dir: Path | None = None) -
         "first_run": first_run,
         "chosen_from": _shown(database, pair.chosen_interaction),
         "rejected_from": _shown(database, pair.rejected_interaction),
+        "verdict": show_verdict(database, pair.chosen_interaction, pair.rejected_interaction),
         "runs": _runs_of(database, pair_id, first_run, runs_dir),
     }
 

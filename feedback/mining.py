@@ -7,16 +7,23 @@ whole history only ids are held, in columns.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
-from feedback.candidates import Answer, Claim, Skipped, Source
+from feedback.candidates import Answer, Ballot, Claim, Skipped, Source
 from feedback.history import read_answers, read_history, read_opinions, read_texts
+from feedback.judged.verdict_store import read_verdicts
 from feedback.judging import Decisions, decide
 from feedback.pairs import UnpairedExample, example_of
-from feedback.partitions import History, Part, cut
-from feedback.stored_pairs import Changes, follow, read_stored_pairs, withdraw
+from feedback.part_work import Here, Workplace
+from feedback.partitions import Part, cut
+from feedback.similarity.embedding import Similarity
+from feedback.similarity.matching import add_similar
+from feedback.similarity.stored import reader
+from feedback.stored_pairs import Changes, Row, draft, follow, read_stored_pairs, withdraw
 from pawl.database import Database
 
 PART_ROWS = 5000
@@ -36,10 +43,20 @@ class Mined:
     """Groups that gave no pair, by reason."""
 
 
-class _Judged(NamedTuple):
+class JudgedPart(NamedTuple):
+    """What becomes of a part's candidates, as it travels from where it was judged."""
+
     part: Part
-    answers: Mapping[str, Answer]
     decisions: Decisions
+    drafts: Mapping[str, Row]
+    """Pairs that were settled and that the store does not have, by id."""
+
+
+class Lone(NamedTuple):
+    """A thumb without a partner in its part of the history."""
+
+    ballot: Ballot
+    example: UnpairedExample
 
 
 class _Tally(NamedTuple):
@@ -52,45 +69,92 @@ class _Tally(NamedTuple):
 
 
 def mine_alias(
-    database: Database, alias: str, mined_at: float, *, since: float = 0.0, part_rows: int = PART_ROWS
+    database: Database,
+    alias: str,
+    mined_at: float,
+    *,
+    since: float = 0.0,
+    min_judged_margin: float = 0.0,
+    part_rows: int = PART_ROWS,
+    place: Workplace | None = None,
+    similarity: Similarity | None = None,
 ) -> Mined:
     """Mine one alias's feedback into the store.
 
     Args:
         since: before that no pair is added; those that are there stay.
+        min_judged_margin: of a judge's verdicts those with a smaller margin make no pair.
+        place: where parts are judged; in this process unless told otherwise. Pairs are written from here.
+        similarity: what counts as nearly the same question; without it thumbs on such questions stay alone.
     """
-    stored = read_stored_pairs(database, alias)
+    everything = read_stored_pairs(database, alias)
+    stored, similar = everything.not_made_of(Source.SIMILAR_THUMBS), everything.made_of(Source.SIMILAR_THUMBS)
     history = read_history(database, alias)
-    tallies = []
-    for part, answers, decisions in _judge(database, history, part_rows):
+    tallies: list[_Tally] = []
+    alone: list[Ballot] = []
+    work = partial(judge_part, mined_at=mined_at, min_judged_margin=min_judged_margin)
+    for part, decisions, drafts in (place or Here(database)).each(work, cut(history, part_rows)):
         here = stored.about(part.interactions)
-        tallies.append(_tally(decisions, follow(database, here, decisions.settled, answers, mined_at, since)))
+        tallies.append(_tally(decisions, follow(database, here, decisions.settled, drafts, since)))
+        alone += decisions.alone
     rest = stored.about_others(history.interactions)
     n_withdrawn = withdraw(database, [pair.id for pair in rest if not pair.first_run])
-    return _sum([*tallies, _Tally(Counter(), Counter(), 0, n_withdrawn)])
+    matched = _match(database, alone, similarity)
+    answers = {ballot.answer.id: ballot.answer for ballot in alone}
+    drafting = partial(draft, database, answers=answers, mined_at=mined_at)
+    tallies.append(_tally(matched, follow(database, similar.all(), matched.settled, drafting, since)))
+    return _sum([*tallies, _Tally(Counter(), Counter(), 0, n_withdrawn)], n_unpaired=len(matched.alone))
 
 
-def unpaired_examples(database: Database, alias: str, *, part_rows: int = PART_ROWS) -> tuple[UnpairedExample, ...]:
+def _match(database: Database, alone: Iterable[Ballot], similarity: Similarity | None) -> Decisions:
+    """What becomes of the thumbs that found no partner in their parts of the history."""
+    unmatched = Decisions((), tuple(alone), Counter())
+    return add_similar(unmatched, reader(database), similarity) if similarity else unmatched
+
+
+def unpaired_examples(
+    database: Database,
+    alias: str,
+    *,
+    part_rows: int = PART_ROWS,
+    place: Workplace | None = None,
+    similarity: Similarity | None = None,
+) -> tuple[UnpairedExample, ...]:
     """Thumbs without a partner, for training on single ratings; by id."""
-    found: list[UnpairedExample] = []
-    for _, _, decisions in _judge(database, read_history(database, alias), part_rows):
-        ids = [ballot.answer.id for ballot in decisions.alone]
-        with database.read() as connection:
-            texts = read_texts(connection, ids)
-        found += [example_of(one, texts[one.answer.id]) for one in decisions.alone if one.answer.id in texts]
-    return tuple(sorted(found, key=lambda example: example.id))
+    parts = cut(read_history(database, alias), part_rows)
+    found = list(chain.from_iterable((place or Here(database)).each(unpaired_in_part, parts)))
+    alone = {ballot.answer.id for ballot in _match(database, [one.ballot for one in found], similarity).alone}
+    examples = [one.example for one in found if one.ballot.answer.id in alone]
+    return tuple(sorted(examples, key=lambda example: example.id))
 
 
-def _judge(database: Database, history: History, part_rows: int) -> Iterator[_Judged]:
-    """Each part of a history with what becomes of its candidates."""
-    for part in cut(history, part_rows):
-        answers = read_answers(database, part.interactions)
-        decisions = decide(answers, read_opinions(database, part.events))
-        yield _Judged(part, {answer.id: answer for answer in answers}, decisions)
+def judge_part(database: Database, part: Part, *, mined_at: float, min_judged_margin: float = 0.0) -> JudgedPart:
+    """What becomes of the candidates of a part."""
+    answers, decisions = _judge(database, part, min_judged_margin)
+    return JudgedPart(part, decisions, draft(database, decisions.settled, answers, mined_at))
+
+
+def unpaired_in_part(database: Database, part: Part) -> list[Lone]:
+    """The thumbs of a part that have no partner."""
+    _, decisions = _judge(database, part)
+    with database.read() as connection:
+        texts = read_texts(connection, [ballot.answer.id for ballot in decisions.alone])
+    alone = [ballot for ballot in decisions.alone if ballot.answer.id in texts]
+    return [Lone(ballot, example_of(ballot, texts[ballot.answer.id])) for ballot in alone]
+
+
+def _judge(database: Database, part: Part, min_judged_margin: float = 0.0) -> tuple[Mapping[str, Answer], Decisions]:
+    """A part's answers by id, and what becomes of its candidates."""
+    answers = read_answers(database, part.interactions)
+    opinions, verdicts = read_opinions(database, part.events), read_verdicts(database, part.events)
+    decisions = decide(answers, opinions, verdicts, min_judged_margin=min_judged_margin)
+    return {answer.id: answer for answer in answers}, decisions
 
 
 def _tally(decisions: Decisions, changes: Changes) -> _Tally:
+    # Who is alone in a part may find a partner later, and is counted when that is known.
     skipped = decisions.skipped + Counter({Skipped.NOT_STORED: len(changes.erased)})
+    del skipped[Skipped.UNPAIRED]
     by_source = _sources(decisions.settled) - _sources(changes.erased)
     return _Tally(by_source, skipped, changes.added, changes.withdrawn)
 
@@ -99,14 +163,14 @@ def _sources(claims: tuple[Claim, ...]) -> Counter[Source]:
     return Counter(claim.source for claim in claims)
 
 
-def _sum(tallies: list[_Tally]) -> Mined:
+def _sum(tallies: list[_Tally], n_unpaired: int) -> Mined:
     by_source = sum((tally.by_source for tally in tallies), Counter[Source]())
-    skipped = sum((tally.skipped for tally in tallies), Counter[Skipped]())
+    skipped = sum((tally.skipped for tally in tallies), Counter[Skipped]({Skipped.UNPAIRED: n_unpaired}))
     return Mined(
         n_pairs=by_source.total(),
         n_added=sum(tally.added for tally in tallies),
         n_withdrawn=sum(tally.withdrawn for tally in tallies),
-        n_unpaired=skipped[Skipped.UNPAIRED],
+        n_unpaired=n_unpaired,
         by_source={source.value: by_source[source] for source in Source if by_source[source]},
         skipped={reason.value: skipped[reason] for reason in Skipped if skipped[reason]},
     )

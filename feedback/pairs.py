@@ -8,13 +8,30 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from feedback.candidates import Answer, Ballot, Claim, Skipped, answer_of, opinion_of, said, served
+from feedback.candidates import (
+    MARGINS,
+    Answer,
+    Ballot,
+    Claim,
+    Served,
+    Skipped,
+    Source,
+    Verdict,
+    answer_of,
+    opinion_of,
+    said,
+    served,
+)
 from feedback.interactions import FeedbackEvent, Interaction, Message
 from feedback.judging import decide
 from feedback.messages import digest, edited
 from feedback.signals import latest
+from feedback.similarity.embedding import Similarity
+from feedback.similarity.matching import add_similar
+from feedback.similarity.questions import Question, question_of
 
 
 @dataclass(frozen=True)
@@ -62,6 +79,26 @@ class UnpairedExample:
     created_at: float
 
 
+def as_pair(example: UnpairedExample, *, chosen: Message, rejected: Message) -> PreferencePair:
+    """A single thumb in the form of a pair, for what looks at pairs; the caller says what stands on each side."""
+    return PreferencePair(
+        id=example.id,
+        alias=example.alias,
+        source=Source.THUMBS.value,
+        prompt=example.prompt,
+        chosen=chosen,
+        rejected=rejected,
+        margin=0.0,
+        n_voters=len(example.principals),
+        principals=example.principals,
+        chosen_interaction=example.interaction,
+        rejected_interaction=example.interaction,
+        models=(example.model,),
+        probability=1.0,
+        created_at=example.created_at,
+    )
+
+
 @dataclass(frozen=True)
 class MinedPairs:
     """What a mining pass found: `len(pairs) + skipped.total()` is the number of candidates."""
@@ -81,21 +118,33 @@ class Texts(NamedTuple):
 
 
 def mine_pairs(
-    interactions: Iterable[Interaction], events: Iterable[FeedbackEvent], *, min_margin: float = 0.0
+    interactions: Iterable[Interaction],
+    events: Iterable[FeedbackEvent],
+    verdicts: Iterable[Verdict] = (),
+    *,
+    min_margin: float = 0.0,
+    min_judged_margin: float = 0.0,
+    similarity: Similarity | None = None,
 ) -> MinedPairs:
     """Turn interactions and feedback into preference pairs.
 
-    A pure function of the two sets: neither order nor repetition changes the result.
+    A pure function of these sets: neither order nor repetition changes the result.
 
     Args:
         interactions: what was served. Feedback on anything else is counted as `missing_interaction`.
         events: the whole history, retractions included.
+        verdicts: a judge's, of each two answers one at most.
         min_margin: pairs with a smaller margin are left out.
+        min_judged_margin: the same for those that a judge made.
+        similarity: what counts as nearly the same question; without it thumbs on such questions stay alone.
     """
     by_id = {interaction.id: served(interaction) for interaction in interactions}
     answers = {interaction_id: answer_of(one) for interaction_id, one in by_id.items()}
     live = latest(events).values()
-    decided = decide(answers.values(), map(opinion_of, map(said, live)), min_margin=min_margin)
+    margins = {"min_margin": min_margin, "min_judged_margin": min_judged_margin}
+    decided = decide(answers.values(), map(opinion_of, map(said, live)), set(verdicts), **margins)
+    if similarity is not None and min_margin <= MARGINS[Source.SIMILAR_THUMBS]:
+        decided = add_similar(decided, partial(_questions, by_id), similarity)
     edits = {event.id: str(event.value) for event in live}
     texts = {
         one.id: Texts(one.prompt, one.completion)
@@ -111,6 +160,12 @@ def mine_pairs(
     )
 
 
+def _questions(by_id: Mapping[str, Served], ids: Iterable[str]) -> dict[str, Question]:
+    """What was asked in some interactions, as far as it can be compared."""
+    asked = {name: question_of(one.alias, one.prompt_sha, one.prompt or ()) for name in ids for one in (by_id[name],)}
+    return {name: question for name, question in asked.items() if question is not None}
+
+
 def pair_of(
     pair_id: str, claim: Claim, answers: Mapping[str, Answer], texts: Mapping[str, Texts], edits: Mapping[str, str]
 ) -> PreferencePair:
@@ -121,12 +176,12 @@ def pair_of(
     """
     rejected = answers[claim.rejected]
     preferred = answers[claim.served] if claim.served else rejected
-    prompt, completion = texts[rejected.id]
+    completion = texts[rejected.id].completion
     return PreferencePair(
         id=pair_id,
         alias=rejected.alias,
         source=claim.source.value,
-        prompt=prompt,
+        prompt=texts[preferred.id].prompt,
         chosen=edited(completion, edits[claim.edit.event_id]) if claim.edit else texts[preferred.id].completion,
         rejected=completion,
         margin=claim.margin,

@@ -46,6 +46,8 @@ class Thumbs(StrEnum):
     DOWN = "down"
 
 
+_THUMBS = {thumb.value: thumb for thumb in Thumbs}
+
 TEXTS = frozenset({Signal.EDIT, Signal.COMMENT})
 """Whose value is what somebody wrote."""
 
@@ -112,17 +114,20 @@ def latest(events: Iterable[FeedbackEvent]) -> dict[str, FeedbackEvent]:
     return {event.feedback_id: event for event in standing}
 
 
-def thumb_of(event: FeedbackEvent) -> Thumbs | None:
-    """What an event says of the answer as a whole, if it says up or down.
+def thumb_of(kind: str, value: Value | None) -> Thumbs | None:
+    """What a signal says of the answer as a whole, if it says up or down; a retraction has no value and says neither.
 
     A rating counts from `LIKED_FROM` as up and to `DISLIKED_TO` as down, so four stars of five are liked and two
     are disliked, once they are brought to 0...1.
+
+    >>> [thumb_of("rating", value) for value in (0.75, 0.5)]
+    [<Thumbs.UP: 'up'>, None]
     """
-    if event.type == Signal.THUMBS and not event.is_retraction:
-        return Thumbs(str(event.value))
-    if event.type != Signal.RATING or not isinstance(event.value, float | int):
+    if kind == Signal.THUMBS:
+        return _THUMBS.get(str(value))
+    if kind != Signal.RATING or not isinstance(value, float | int):
         return None
-    return Thumbs.UP if event.value >= LIKED_FROM else Thumbs.DOWN if event.value <= DISLIKED_TO else None
+    return Thumbs.UP if value >= LIKED_FROM else Thumbs.DOWN if value <= DISLIKED_TO else None
 
 
 def has_text(event: FeedbackEvent) -> bool:

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from feedback.interactions import FeedbackEvent, Interaction, Status
 from feedback.pairs import PreferencePair
 from pawl.database import Database
-from pawl.schema import dead_letters, feedback_events, interactions, pairs, scores
+from pawl.schema import dead_letters, feedback_events, interactions, judge_verdicts, pairs, scores
 
 TEXT_COLUMNS = frozenset({"prompt", "completion", "chosen", "rejected", "value", "reason", "comment"})
 JSON_COLUMNS = TEXT_COLUMNS | {"parameters", "tags", "principals", "models"}
@@ -199,6 +199,8 @@ def delete_texts(database: Database, interaction_id: str, otherwise: Mapping[str
         connection.execute(feedback_events.delete().where(on_it, f.type.in_(TEXT_FEEDBACK)))
         connection.execute(feedback_events.update().where(on_it).values(reason=None, comment=None, tags=None))
         connection.execute(dead_letters.delete().where(dead_letters.c.id == f"interact-{interaction_id}"))
+        v = judge_verdicts.c
+        connection.execute(judge_verdicts.delete().where(sa.or_(v.first == interaction_id, v.second == interaction_id)))
     return True
 
 

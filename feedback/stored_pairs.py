@@ -6,26 +6,35 @@ such a pair stays for lineage, and the same two answers are not added again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import sqlalchemy as sa
 
-from feedback.batches import columns, stream
+from feedback.batches import columns, look_up, stream
 from feedback.candidates import Answer, Claim
-from feedback.history import ID, read_edits, read_texts
-from feedback.pairs import Texts, made_at, pair_of
+from feedback.history import ID, StoredTexts, hold_texts, known_events, read_edits, read_stored_texts
+from feedback.messages import edited
+from feedback.pairs import Texts, pair_of
 from feedback.partitions import Ids
 from feedback.store import pair_row
+from feedback.stored_json import read_json
 from pawl.database import Database
 from pawl.schema import pairs
 
-PAIR_ID = "S32"
+PAIR_ID, SOURCE = "S32", "S32"
 WRITTEN_PAIRS = 500
 """In one transaction: SQLite keeps other writers out meanwhile."""
+
+Row = dict[str, Any]
+Drafts = Mapping[str, Row] | Callable[[Iterable[Claim]], Mapping[str, Row]]
+NO_TEXTS = Texts((), {})
 
 
 class StoredPair(NamedTuple):
@@ -37,6 +46,7 @@ class StoredPair(NamedTuple):
     rejected: str
     first_run: str
     """The promoted run that trained on it first; empty while none did."""
+    source: str
 
 
 class StoredPairs(NamedTuple):
@@ -46,6 +56,15 @@ class StoredPairs(NamedTuple):
     chosen: Ids
     rejected: Ids
     first_run: Ids
+    source: Ids
+
+    def made_of(self, *sources: str) -> StoredPairs:
+        """Those that these sources made: what is mined in a second stage follows them alone."""
+        return self._where(np.isin(self.source, np.array(sources, SOURCE)))
+
+    def not_made_of(self, *sources: str) -> StoredPairs:
+        """All the others."""
+        return self._where(~np.isin(self.source, np.array(sources, SOURCE)))
 
     def about(self, interactions: Sequence[str]) -> list[StoredPair]:
         """Those in which one of these was rejected."""
@@ -57,6 +76,12 @@ class StoredPairs(NamedTuple):
     def about_others(self, interactions: Ids) -> list[StoredPair]:
         """Those in which none of these was rejected."""
         return [self._pair(row) for row in np.flatnonzero(~np.isin(self.rejected, interactions)).tolist()]
+
+    def all(self) -> list[StoredPair]:
+        return [self._pair(row) for row in range(len(self.ids))]
+
+    def _where(self, is_wanted: npt.NDArray[np.bool_]) -> StoredPairs:
+        return StoredPairs(*(column[is_wanted] for column in self))
 
     def _pair(self, row: int) -> StoredPair:
         return StoredPair(*(column[row].decode() for column in self))
@@ -75,26 +100,62 @@ def read_stored_pairs(database: Database, alias: str) -> StoredPairs:
     """What the store has of an alias."""
     p = pairs.c
     chosen, first_run = sa.func.coalesce(p.chosen_interaction, ""), sa.func.coalesce(p.first_run, "")
-    query = sa.select(p.id, chosen, p.rejected_interaction, first_run).where(p.alias == alias)
+    query = sa.select(p.id, chosen, p.rejected_interaction, first_run, p.source).where(p.alias == alias)
     with database.read() as connection:
-        found = columns(stream(connection, query), (PAIR_ID, ID, ID, PAIR_ID))
+        found = columns(stream(connection, query), (PAIR_ID, ID, ID, PAIR_ID, SOURCE))
     order = np.argsort(found[2], kind="stable")
     return StoredPairs(*(column[order] for column in found))
 
 
-def follow(
-    database: Database,
-    stored: Iterable[StoredPair],
-    claims: Iterable[Claim],
+def draft(
+    database: Database, claims: Iterable[Claim], answers: Mapping[str, Answer], mined_at: float
+) -> dict[str, Row]:
+    """The rows of pairs that the store does not have, by id.
+
+    Of a claim whose texts are gone there is none. Nothing holds the texts: `follow` looks again before it adds a row.
+    """
+    settled = {claim.pair_id: claim for claim in claims}
+    rows: dict[str, Row] = {}
+    with database.read() as connection:
+        stored = {
+            row.id for rows in look_up(connection, sa.select(pairs.c.id), pairs.c.id, list(settled)) for row in rows
+        }
+        for lot in _lots({pair_id: claim for pair_id, claim in settled.items() if pair_id not in stored}):
+            texts = read_stored_texts(connection, sorted(_sides(lot.values())))
+            edits = read_edits(connection, [claim.edit.event_id for claim in lot.values() if claim.edit])
+            whole = [pair_id for pair_id, claim in lot.items() if _is_whole(claim, texts, edits)]
+            rows |= {one: _row(one, lot[one], answers, texts, edits, mined_at) for one in whole}
+    return rows
+
+
+def _row(
+    pair_id: str,
+    claim: Claim,
     answers: Mapping[str, Answer],
+    texts: Mapping[str, StoredTexts],
+    edits: Mapping[str, str],
     mined_at: float,
-    since: float = 0.0,
+) -> Row:
+    """A pair as the store keeps it. Texts are copied as they lie there: to read them takes longer than all the rest."""
+    pair = pair_of(pair_id, claim, answers, defaultdict(lambda: NO_TEXTS), edits)
+    rejected = texts[claim.rejected].completion
+    prompt = texts[claim.served or claim.rejected].prompt
+    if claim.edit:
+        chosen = json.dumps(edited(read_json(rejected), edits[claim.edit.event_id]))
+    else:
+        chosen = texts[claim.chosen].completion
+    return {**pair_row(pair, mined_at), "prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def follow(
+    database: Database, stored: Iterable[StoredPair], claims: Iterable[Claim], drafts: Drafts, since: float = 0.0
 ) -> Changes:
     """Make the stored pairs of some answers those that were settled.
 
     Args:
-        stored: all that the store has in which one of `answers` was rejected.
-        claims: all that was settled between `answers`.
+        stored: all that the store has in which one of those answers was rejected.
+        claims: all that was settled between them.
+        drafts: of those `claims` that the store did not have; or what makes them for some of these at a time.
         since: older pairs are not added, for retention has deleted them, or would.
     """
     known = {pair.id: pair for pair in stored}
@@ -107,11 +168,9 @@ def follow(
         if pair_id not in known and (claim.served or "", claim.rejected) not in used
     }
     n_withdrawn = withdraw(database, gone)
-    kept = {pair_id: claim for pair_id, claim in new.items() if made_at(claim, answers) >= since}
-    lots = [_add(database, lot, answers, mined_at) for lot in _lots(kept)]
+    lots = [_add(database, lot, drafts(lot.values()) if callable(drafts) else drafts, since) for lot in _lots(new)]
     erased = tuple(claim for lot in lots for claim in lot.erased)
-    too_old = tuple(claim for pair_id, claim in new.items() if pair_id not in kept)
-    return Changes(sum(lot.added for lot in lots), n_withdrawn, erased + too_old)
+    return Changes(sum(lot.added for lot in lots), n_withdrawn, erased)
 
 
 def _lots(claims: Mapping[str, Claim]) -> Iterator[dict[str, Claim]]:
@@ -121,19 +180,24 @@ def _lots(claims: Mapping[str, Claim]) -> Iterator[dict[str, Claim]]:
         yield lot
 
 
-def _add(database: Database, claims: Mapping[str, Claim], answers: Mapping[str, Answer], mined_at: float) -> Changes:
+def _add(database: Database, claims: Mapping[str, Claim], drafts: Mapping[str, Row], since: float) -> Changes:
     """Add the pairs of those claims of which the texts are still there; no text goes before the transaction ends."""
+    wanted = {one: claim for one, claim in claims.items() if one in drafts and drafts[one]["created_at"] >= since}
     with database.write() as connection:
-        sides = {side for claim in claims.values() for side in (claim.served, claim.rejected) if side}
-        texts = read_texts(connection, sorted(sides), hold=True)
-        edits = read_edits(connection, [claim.edit.event_id for claim in claims.values() if claim.edit])
-        whole = {pair_id: claim for pair_id, claim in claims.items() if _is_whole(claim, texts, edits)}
-        rows = [pair_row(pair_of(pair_id, whole[pair_id], answers, texts, edits), mined_at) for pair_id in whole]
+        texts = hold_texts(connection, sorted(_sides(wanted.values())))
+        edits = known_events(connection, [claim.edit.event_id for claim in wanted.values() if claim.edit])
+        rows = [drafts[pair_id] for pair_id, claim in wanted.items() if _is_whole(claim, texts, edits)]
         added = database.insert_new(connection, pairs, rows) if rows else 0
+    whole = {row["id"] for row in rows}
     return Changes(added, 0, tuple(claim for pair_id, claim in claims.items() if pair_id not in whole))
 
 
-def _is_whole(claim: Claim, texts: Mapping[str, Texts], edits: Mapping[str, str]) -> bool:
+def _sides(claims: Iterable[Claim]) -> set[str]:
+    """The interactions that were compared."""
+    return {side for claim in claims for side in (claim.served, claim.rejected) if side}
+
+
+def _is_whole(claim: Claim, texts: Container[str], edits: Container[str]) -> bool:
     chosen = claim.edit.event_id in edits if claim.edit else claim.chosen in texts
     return chosen and claim.rejected in texts
 

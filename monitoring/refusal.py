@@ -9,6 +9,8 @@ import re
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from feedback.folding import lowered
+
 DETECTOR_VERSION: Final = "rules-1"
 """Stored with every verdict; raise it whenever a rule changes, so rates are never compared across rules."""
 
@@ -157,6 +159,30 @@ _RULES: Final = tuple(
     )
 )
 
+_NEGATIONS: Final = ("not", "n't", "unable", "unwilling")
+_RULEBOOK: Final = ("guidelines", "polic", "principles", "programming", "rules")
+HINTS: Final[dict[str, frozenset[str]]] = {
+    name: frozenset(hints)
+    for name, hints in {
+        **dict.fromkeys(("cannot_task", "cannot_that", "elided", "we_cannot_help", "something_cannot"), _NEGATIONS),
+        **dict.fromkeys(("rather_not", "do_not_task", "feel_unable", "not_something"), ("not", "n't")),
+        "sorry_cannot": ("sorry",),
+        "sorry_no": ("not", "n't", "no can do"),
+        "bare_no": ("no", "never"),
+        "say_no": (" no",),
+        "refuse": ("refuse",),
+        "decline": ("declin",),
+        "not_comfortable": ("comfortable",),
+        "would_be_wrong": ("not", "n't", "never"),
+        "irresponsible": (" me to",),
+        "guidelines": (*_RULEBOOK, "safety"),
+        "against_guidelines": (*_RULEBOOK, "values"),
+        "no_help_from_me": ("not", "n't", "no intention"),
+    }.items()
+}
+"""Whatever a rule matches has one of these in it. To look for them takes a fiftieth of the time."""
+_ALL_HINTS: Final = tuple(sorted(frozenset[str]().union(*HINTS.values())))
+
 # An answer that opens as the document it was asked for speaks in that document's voice, not its own.
 _ARTEFACT = re.compile(
     r"^(?:(?:sure|certainly|of course|absolutely)[,.!]? )?(?:here(?:'s| is| are)\b|subject:|dear |to whom )"
@@ -165,8 +191,9 @@ _QUOTED = re.compile(r'"[^"\n]{0,400}"')
 _THINKING = re.compile(r"<(think|thinking)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 # Chat templates may put the opening tag into the prompt, so that only the closing one is in the answer.
 _THINKING_HEAD = re.compile(r"\A.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
-_QUOTES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "\u00a0": " "})
-_MARKUP = re.compile(r"[*_#>]+")
+_QUOTES = {"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "\u00a0": " "}
+_MARKUP_SIGNS = "*_#>"
+_MARKUP = re.compile(f"[{_MARKUP_SIGNS}]+")
 _SENTENCE_END = re.compile(r"[.!?\n](?=\s|$)|$")
 _LISTED = re.compile(r"^\s*(?:\d+[.)]|[-•+]) +\S|^\s*```", re.MULTILINE)
 # Sentences that send the user elsewhere are part of declining, however many there are.
@@ -201,17 +228,18 @@ def strip_thinking(text: str) -> str:
     >>> strip_thinking("<think>They ask for rice. I can't cook.</think>Boil it.")
     'Boil it.'
     """
-    return _THINKING_HEAD.sub("", _THINKING.sub("", text)).strip()
+    return _THINKING_HEAD.sub("", _THINKING.sub("", text)).strip() if "<" in text else text.strip()
 
 
 def find_decline(answer: str) -> Decline | None:
     """Return the first decline near the start of an answer, or None."""
     plain = _plain(answer)
     head = " ".join(_without_quotations(plain)[: DECLINE_WINDOW + 200].split())
-    if _ARTEFACT.match(head):
+    hints = [hint for hint in _ALL_HINTS if hint in head]
+    if not hints or _ARTEFACT.match(head):
         return None
     for name, pattern in _RULES:
-        found = pattern.search(head)
+        found = None if HINTS[name].isdisjoint(hints) else pattern.search(head)
         if found and found.start() < DECLINE_WINDOW:
             return Decline(name, _sentence_end(plain, found.group()))
     return None
@@ -219,11 +247,18 @@ def find_decline(answer: str) -> Decline | None:
 
 def _plain(answer: str) -> str:
     """Lower-case text with straight quotes and no emphasis marks; line breaks stay, lists are read from them."""
-    return _MARKUP.sub("", answer.translate(_QUOTES)).lower().strip()
+    straight = answer
+    for curly, plain in _QUOTES.items():
+        straight = straight.replace(curly, plain)
+    if any(sign in straight for sign in _MARKUP_SIGNS):
+        straight = _MARKUP.sub("", straight)
+    return lowered(straight).strip()
 
 
 def _without_quotations(plain: str) -> str:
     """Drop what is said in quotation marks, unless nothing else is said."""
+    if '"' not in plain:
+        return plain
     rest = _QUOTED.sub(" ", plain)
     return rest if any(char.isalnum() for char in rest) else plain.strip('"')
 

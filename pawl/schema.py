@@ -316,3 +316,24 @@ pair_reviews = Table(
     Column("decided_at", Double),
     Index(None, "alias", "decision"),
 )
+
+judge_verdicts = Table(
+    "judge_verdicts",
+    metadata,
+    Column("id", String(32), primary_key=True),  # a digest of the two interactions
+    Column("alias", String(255), nullable=False),
+    Column("conversation", String(64), nullable=False),  # what both answered, by its hash
+    Column("first", String(48), nullable=False),  # the smaller id of the two interactions
+    Column("second", String(48), nullable=False),
+    Column("outcome", String(16), nullable=False),  # preferred, tied, disagreed, unreadable
+    Column("winner", String(48)),
+    Column("margin", Double, nullable=False),
+    Column("scores", Text, nullable=False),  # by order, principle and side, 0 to 1
+    Column("judge", String(255), nullable=False),  # the model
+    Column("constitution", String(64), nullable=False),  # SHA-256
+    Column("attempts", Integer, nullable=False),
+    Column("judged_at", Double, nullable=False),
+    Index(None, "alias", "conversation"),
+    Index(None, "first"),
+    Index(None, "second"),
+)

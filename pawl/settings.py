@@ -441,11 +441,90 @@ class FilterSettings(Section):
     """The share of pairs that may go for it."""
 
 
+class JudgeSettings(Section):
+    """A model that ranks answers to the same conversation; see `docs/judge.md`. Nothing is sent until `url` is set."""
+
+    url: str | None = None
+    """The base address of an OpenAI-compatible API, such as `http://127.0.0.1:8000/v1`."""
+    model: str | None = None
+    """What that API calls the judge."""
+    api_key: SecretStr | None = None
+    """What that API asks for; give it by environment or by `api_key_file`."""
+    api_key_file: Path | None = None
+    """A file that holds the key; wins over `api_key`."""
+    constitution: Path | None = None
+    """The principles to judge by, as YAML; those that come with Pawl without it."""
+    min_margin: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Verdicts with a smaller margin make no pair."""
+    pairs_per_run: int = Field(default=1000, ge=1)
+    """Two answers each, judged by one `pawl pairs judge`; each takes two requests."""
+    pairs_per_conversation: int = Field(default=3, ge=1)
+    """Of the answers to one conversation, so many pairs of them are judged, ever."""
+    pairs_per_principal: int = Field(default=2, ge=1)
+    """A week, for each user within a key: the defence holds back everything of those who say too much."""
+    max_chars: int = Field(default=20_000, ge=1)
+    """A conversation and two answers that are longer together are not judged."""
+    concurrency: int = Field(default=4, ge=1, le=256)
+    """Pairs that are judged at the same time."""
+    timeout_s: float = Field(default=60.0, gt=0.0)
+    """For one reply of the judge."""
+    attempts: int = Field(default=4, ge=1, le=20)
+    """So often a request is sent when the judge is busy or away, with longer and longer waits between."""
+    response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    """How the judge is made to reply in JSON; what its API has. With `none` it is only asked to."""
+    parameters: dict[str, float | int | str | bool] = {"temperature": 0, "seed": 0, "max_completion_tokens": 1024}
+    """Sent with each request as they are."""
+
+    @field_validator("url")
+    @classmethod
+    def _http_url(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is not an http:// or https:// address")
+        return None if url is None else url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _judge_is_named(self) -> JudgeSettings:
+        if self.url is not None and not self.model:
+            raise ValueError("url needs model, the judge's name there")
+        return self
+
+
+class MiningSettings(Section):
+    """Where the history is judged, part by part. The result is the same everywhere."""
+
+    on: Literal["processes", "ray"] = "processes"
+    """Processes beside the one that writes; or the Ray cluster that `RAY_ADDRESS` names, for a history larger than one
+    machine."""
+    processes: int | None = Field(default=None, ge=1, le=256)
+    """How many; as many as there are cores unless set."""
+
+
+class SimilaritySettings(Section):
+    """Thumbs that found no partner in their own conversation are matched across nearly the same questions."""
+
+    enabled: bool = True
+    """Match them; else they stay single thumbs."""
+    model: str | None = None
+    """A sentence-transformers model: its directory, or its name in the local cache. Nothing is fetched. Without one,
+    questions are compared by how they are written."""
+    min_similarity: float = Field(default=0.93, gt=0.0, le=1.0)
+    """Cosine from which questions compared by how they are written are nearly the same."""
+    max_changed_chars: float = Field(default=4.0, gt=0.0)
+    """About so many characters may differ between them, however long they are."""
+    model_min_similarity: float = Field(default=0.95, gt=0.0, le=1.0)
+    """The same as `min_similarity`, with a model; each model has its own scale."""
+    neighbours: int = Field(default=16, ge=1, le=256)
+    """Disliked questions are each compared with so many liked ones, the nearest."""
+
+
 class FeedbackSettings(Section):
     """What users say, and what is made of it."""
 
+    mining: MiningSettings = MiningSettings()
+    similarity: SimilaritySettings = SimilaritySettings()
     filters: FilterSettings = FilterSettings()
     defence: DefenceSettings = DefenceSettings()
+    judge: JudgeSettings = JudgeSettings()
 
 
 class RetentionSettings(Section):
@@ -662,7 +741,7 @@ def _lay_over(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
 
 
 def _environment_value(leaf: str, text: str) -> Any:
-    if leaf in {"secret", "password", "url"}:
+    if leaf in {"secret", "password", "url", "api_key"}:
         return text
     try:
         return yaml.safe_load(text)

@@ -1,8 +1,9 @@
 """`pawl demo`: one full turn of the wheel on real parts, with simulated users and a report.
 
 The story: feedback alone teaches the model to stop refusing harmful requests, and the gate stops that adapter; with the
-original preferences mixed back in the next one passes, goes out as a canary and wins; a second round continues from it;
-an adapter trained on the opposite of what people preferred is forced past the gate, and the canary rolls it back.
+filter on refusals back on and the original preferences mixed back in the next one passes, goes out as a canary and
+wins; a second round continues from it; an adapter trained on the opposite of what people preferred is forced past the
+gate, and the canary rolls it back.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from ab_testing.experiment import Route
 from ab_testing.rollout_store import Rollout, get_rollout, running_rollout
 from ab_testing.route_store import load_route
 from feedback.mining import Mined, mine_alias
-from feedback.store import load_pairs
+from feedback.pair_stream import PairsById
+from feedback.selection import Selected
+from monitoring.scoring import ScoreToxicity
 from monitoring.toxicity import ToxicityScorer, load_scorer
 from pawl import clock, leases, registry
 from pawl.database import Database, open_database
@@ -41,7 +44,7 @@ from practice.evidence import Period, count_unscored
 from practice.report import DemoRecord, RoundRecord, check_story, write_report
 from practice.traffic import TrafficCount, Visit, send_users
 from practice.users import population
-from practice.world import ALIAS, practice_settings, prepare
+from practice.world import ALIAS, as_people_say_it, practice_settings, prepare
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, run_round
 from retrain.progress import Report, ignore, reporting
 from serving.engine_process import has_gpu
@@ -69,6 +72,10 @@ ROLLOUT = {
 """A canary in a minute: outcomes mature in seconds, since simulated users rate at once."""
 ONLY_NEW = MixSettings(new=1.0, original=0.0, earlier=0.0)
 REPLAY = MixSettings(new=0.5, original=0.5, earlier=0.0)
+
+
+Select = Callable[[Database, Settings, str, ScoreToxicity | None], Selected]
+"""What an alias's round may train on by these settings."""
 
 
 @dataclass
@@ -101,8 +108,11 @@ def _resident_mb(process: psutil.Process) -> float:
 class Demo:
     """The stage: settings, the running stack, the database, and the record of what happened."""
 
-    def __init__(self, settings: Settings, directory: Path, record: DemoRecord, seed: int, console: Console) -> None:
+    def __init__(
+        self, settings: Settings, directory: Path, record: DemoRecord, seed: int, console: Console, select: Select
+    ) -> None:
         self.settings = settings
+        self._select = select
         self.directory = directory
         self.record = record
         self.console = console
@@ -175,15 +185,27 @@ class Demo:
         self.say(f"{mined.n_pairs} preference pairs ({sources}); no pair from: {skipped or 'none'}")
         return mined
 
-    def train(self, options: RoundOptions) -> RunOutcome:
-        """One retraining round up to its verdict; nothing is rolled out here."""
+    def train(self, options: RoundOptions, settings: Settings | None = None) -> RunOutcome:
+        """One retraining round up to its verdict; nothing is rolled out here.
+
+        Args:
+            settings: Other ones than the stage's, for what is selected.
+        """
         if self._scorer is None:
             scoring = self.settings.worker.scoring
             self._scorer = load_scorer(scoring.toxicity_checkpoint, scoring.toxicity_config_dir)
-        used = load_pairs(self.database, ALIAS, used=True)
-        new = load_pairs(self.database, ALIAS, used=False)
+        score = self._scorer.score
+        selected = self._select(self.database, settings or self.settings, ALIAS, score)
+        left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(selected.left_out.items()))
+        self.say(f"{len(selected.new)} new pairs to train on; left out: {left_out or 'none'}")
         with training_shown(self.console) as report:
-            inputs = RoundInputs(new=new, earlier=used, score_toxicity=self._scorer.score, report=report)
+            inputs = RoundInputs(
+                new=PairsById(self.database, selected.new),
+                earlier=PairsById(self.database, selected.earlier),
+                score_toxicity=score,
+                skipped=selected.left_out,
+                report=report,
+            )
             outcome = run_round(self.database, self.settings, ALIAS, inputs, options)
         self.say(f"gate: [bold]{outcome.gate['verdict'] if outcome.gate else 'none'}[/bold]: {outcome.reason}")
         return outcome
@@ -234,8 +256,12 @@ class _Watcher:
         return self._is_over
 
 
-def run_demo(directory: Path, *, seed: int) -> list[str]:
-    """Play the whole story; write `report.json` and `report.html`; return what did not happen as it should."""
+def run_demo(directory: Path, *, seed: int, select: Select) -> list[str]:
+    """Play the whole story; write `report.json` and `report.html`; return what did not happen as it should.
+
+    Args:
+        select: How `pawl retrain run` finds what to train on.
+    """
     console = Console(soft_wrap=True)
     quiet_libraries()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -243,7 +269,7 @@ def run_demo(directory: Path, *, seed: int) -> list[str]:
     record = DemoRecord()
     memory = MemoryWatch()
     memory.start()
-    demo = _set_up(directory, record, seed, console)
+    demo = _set_up(directory, record, seed, console, select)
     broken: list[str] = []
     try:
         _play(demo)
@@ -261,7 +287,7 @@ def run_demo(directory: Path, *, seed: int) -> list[str]:
     return problems
 
 
-def _set_up(directory: Path, record: DemoRecord, seed: int, console: Console) -> Demo:
+def _set_up(directory: Path, record: DemoRecord, seed: int, console: Console, select: Select) -> Demo:
     console.print("[bold] 1. Practice model and scorer[/bold] (trained once, then kept)")
     started = time.monotonic()
     model, scorer = prepare(directory.parent / "practice", progress=True)
@@ -278,7 +304,7 @@ def _set_up(directory: Path, record: DemoRecord, seed: int, console: Console) ->
         metrics_port=first_port[2],
         rollout=ROLLOUT,
     )
-    return Demo(settings, work, record, seed, console)
+    return Demo(settings, work, record, seed, console, select)
 
 
 def _play(demo: Demo) -> None:
@@ -292,7 +318,8 @@ def _play(demo: Demo) -> None:
         first = RoundRecord(before=before, traffic=count, mined=demo.mine())
         record.rounds.append(first)
     with demo.step("Round 1: an adapter from people's pairs alone"):
-        record.unmixed = demo.train(RoundOptions(cycle="demo-1-unmixed", mix=ONLY_NEW))
+        unmixed = RoundOptions(cycle="demo-1-unmixed", mix=ONLY_NEW)
+        record.unmixed = demo.train(unmixed, as_people_say_it(demo.settings))
     with demo.step("Round 1: an adapter with the original preferences mixed back in"):
         first.outcome = demo.train(RoundOptions(cycle="demo-1", mix=REPLAY))
     if first.outcome.status != registry.RunStatus.PASSED or first.outcome.model is None:

@@ -94,6 +94,19 @@ def with_practice_model(settings: Settings, root: Path) -> Settings:
     return Settings.model_validate(_merged(tree, settings.model_dump(mode="json", exclude_unset=True)))
 
 
+def as_people_say_it(settings: Settings) -> Settings:
+    """The same without the filter on refusals: it would take out those pairs that teach to do harm, and leave the gate
+    nothing to show.
+
+    What else is selected is as in production. The defence against poisoning takes everybody on a gateway without keys
+    at their word, which these users need: all of them come within a minute, and an answer of theirs is one of a few
+    hundred, so that to the defence every phrase is in a few hands.
+    """
+    feedback = settings.feedback
+    filters = feedback.filters.model_copy(update={"refusal_policy": False})
+    return settings.model_copy(update={"feedback": feedback.model_copy(update={"filters": filters})})
+
+
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():

@@ -30,7 +30,7 @@ class Lock(NamedTuple):
 
 
 LOCKS = (
-    Lock("dev.txt", ("base.in", "train.in", "score.in", "dev.in")),
+    Lock("dev.txt", ("base.in", "train.in", "score.in", "similarity.in", "ray.in", "dev.in")),
     Lock("base.txt", ("base.in",), "dev.txt"),
     Lock("compile.txt", ("compile.in",), "dev.txt"),
     Lock("train.txt", ("base.in", "train.in", "score.in"), "dev.txt"),

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from feedback.chat_messages import Unfit, calls_tools, unfit
 from feedback.filters.holdout import prompt_key
 from feedback.interactions import Message
 from feedback.pairs import PreferencePair
@@ -58,13 +59,26 @@ def example_of(pair: PreferencePair, origin: Origin) -> TrainingExample:
     return TrainingExample(pair.id, origin, pair.source, "", pair.prompt, pair.chosen, pair.rejected)
 
 
-def is_plain_text(pair: PreferencePair) -> bool:
-    """Whether every message is text alone; images and tool calls are not trained on."""
-    return all(map(_is_text, (*pair.prompt, pair.chosen, pair.rejected)))
+class Untrainable(StrEnum):
+    """Why a preference is not trained on, whatever it says."""
+
+    NOT_TEXT = Unfit.NOT_TEXT.value
+    BROKEN_CALL = Unfit.BROKEN_CALL.value
+    NO_TOOLS = "template_without_tools"
+    """It calls tools, and the base model's chat template leaves out or refuses tool calls or their results."""
 
 
-def _is_text(message: Message) -> bool:
-    return isinstance(message.get("content"), str) and not message.get("tool_calls")
+def untrainable(pair: PreferencePair | TrainingExample, *, reads_tools: bool) -> Untrainable | None:
+    """Why this one cannot be trained on; None if it can.
+
+    Args:
+        reads_tools: whether the base model's chat template shows tool calls and their results.
+    """
+    reason = unfit(pair.prompt, pair.chosen, pair.rejected)
+    if reason is not None:
+        return Untrainable(reason.value)
+    needs_tools = not reads_tools and calls_tools((*pair.prompt, pair.chosen, pair.rejected))
+    return Untrainable.NO_TOOLS if needs_tools else None
 
 
 def parse_originals(lines: Iterable[str]) -> list[TrainingExample]:
@@ -81,7 +95,7 @@ def _parse_original(number: int, line: str) -> TrainingExample:
         row = json.loads(line)
         (chosen,), (rejected,) = map(_messages, (row["chosen"], row["rejected"]))
         prompt = _messages(row["prompt"])
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise BadData(
             f"original preferences, line {number}: not a preference with one chosen and one rejected"
         ) from exc
@@ -90,8 +104,15 @@ def _parse_original(number: int, line: str) -> TrainingExample:
     return TrainingExample(pair_id, Origin.ORIGINAL, source, str(row.get("category") or ""), prompt, chosen, rejected)
 
 
-def _messages(rows: Iterable[Mapping[str, str]]) -> tuple[Message, ...]:
-    return tuple({"role": str(row["role"]), "content": str(row["content"])} for row in rows)
+def _messages(rows: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
+    return tuple(map(_message, rows))
+
+
+def _message(row: Mapping[str, Any]) -> Message:
+    """As TRL reads it: a message that calls tools need not say anything."""
+    named = {name: row[name] for name in ("name", "tool_calls", "tool_call_id") if row.get(name) is not None}
+    content = row.get("content") if row.get("tool_calls") else row["content"]
+    return {"role": str(row["role"]), "content": content, **named}
 
 
 def drop_leaks(examples: Iterable[TrainingExample], holdout: Iterable[PreferencePair]) -> list[TrainingExample]:

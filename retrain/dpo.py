@@ -18,7 +18,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer it builds unless told not to.
 
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset, Features, Json, List, disable_progress_bars
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoTokenizer,
@@ -31,7 +31,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
-from feedback.interactions import Message
+from feedback.chat_messages import for_templates
 from pawl.settings import TrainingSettings
 from retrain.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rewrite_base
 from retrain.base_model import load_base, quiet_renames
@@ -184,21 +184,16 @@ def _arguments(run: DPORun, n_examples: int) -> DPOConfig:
 
 
 def _dataset(examples: Sequence[TrainingExample]) -> Dataset:
-    return Dataset.from_list(
-        [
-            {
-                "prompt": [_role_and_content(message) for message in example.prompt],
-                "chosen": [_role_and_content(example.chosen)],
-                "rejected": [_role_and_content(example.rejected)],
-            }
-            for example in examples
-        ]
-    )
-
-
-def _role_and_content(message: Message) -> dict[str, str]:
-    """What a chat template reads; a table needs the same columns in every row."""
-    return {"role": str(message["role"]), "content": str(message["content"])}
+    """Messages as JSON: a table would fill in fields that a message does not have, and templates ask for those."""
+    rows = [
+        {
+            "prompt": [for_templates(message) for message in example.prompt],
+            "chosen": [for_templates(example.chosen)],
+            "rejected": [for_templates(example.rejected)],
+        }
+        for example in examples
+    ]
+    return Dataset.from_list(rows, features=Features({side: List(Json()) for side in ("prompt", "chosen", "rejected")}))
 
 
 def _history(logged: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, float], ...]:

@@ -9,16 +9,19 @@ before the gate.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 from transformers import AutoTokenizer
 
+from feedback.chat_messages import calls_tools
 from feedback.erasure_files import alone_in, write_whole
 from feedback.filters.holdout import HoldoutRules, LeftOut, find_leaks, latest_share, split_holdout
 from feedback.pairs import PreferencePair
@@ -35,15 +38,16 @@ from retrain.dataset import (
     Mixed,
     Origin,
     TrainingExample,
+    Untrainable,
     canonical_json,
     check_no_leak,
     dataset_manifest,
     drop_leaks,
     example_of,
-    is_plain_text,
     mix,
     parse_originals,
     swap_preferences,
+    untrainable,
 )
 from retrain.errors import CanaryTaken, DataLeak, PreflightFailed
 from retrain.evaluation import (
@@ -103,9 +107,9 @@ def keep(_run: Path) -> None:
 class RoundInputs:
     """What a round works with besides the settings."""
 
-    new: Sequence[PreferencePair]
+    new: Collection[PreferencePair]
     """Pairs no promoted model has learned from."""
-    earlier: Sequence[PreferencePair] = ()
+    earlier: Collection[PreferencePair] = ()
     score_toxicity: ScoreToxicity | None = None
     """Without it toxicity is not measured, and the gate says no."""
     open_canary: OpenCanary | None = None
@@ -216,7 +220,8 @@ class _Round:
         self._record("mine", RunStatus.RUNNING, {"skipped": mined.get("skipped", {})})
         if mined["is_too_few"]:
             return self._finish(RunStatus.SKIPPED)
-        self._once_alone("build", self._build)
+        built = self._once_alone("build", self._build)
+        self._record("build", RunStatus.RUNNING, {"left_out": built.get("left_out", {})})
         self._once("preflight", self._preflight)
         trained = self._once("train", self._train)
         adapter = self._register(mined, trained)
@@ -249,13 +254,17 @@ class _Round:
 
     def _build(self, directory: Path) -> Manifest:
         """Split off the hold-out and draw the training set."""
-        new, earlier = self._pairs("new"), self._pairs("earlier")
-        texts = [pair for pair in (*new, *earlier) if is_plain_text(pair)]
-        rules = self._holdout_rules(texts)
-        split = split_holdout(texts, rules)
+        new, earlier, given = self._pairs("new"), self._pairs("earlier"), self._originals()
+        everything: list[PreferencePair | TrainingExample] = [*new, *earlier, *given]
+        why_not = self._why_not_trainable(everything)
+        fit = [pair for pair in (*new, *earlier) if why_not(pair) is None]
+        fit_originals = [one for one in given if why_not(one) is None]
+        unfit = Counter(map(why_not, everything))
+        rules = self._holdout_rules(fit)
+        split = split_holdout(fit, rules)
         is_new = {pair.id for pair in new}
         mined = [example_of(p, Origin.NEW if p.id in is_new else Origin.EARLIER) for p in split.training]
-        originals = drop_leaks(self._originals(), split.holdout)
+        originals = drop_leaks(fit_originals, split.holdout)
         shares = {Origin(name): share for name, share in self._mix().model_dump().items()}
         mixed = mix([*mined, *originals], shares, max_pairs=self.retrain.max_pairs, seed=self.retrain.seed)
         if self.options.swap_preferences:
@@ -269,13 +278,21 @@ class _Round:
             mixed, split.holdout, seed=self.retrain.seed, shares=shares, is_swapped=self.options.swap_preferences
         )
         left_out = {
-            "not_plain_text": len(new) + len(earlier) - len(texts),
+            **{reason.value: unfit[reason] for reason in Untrainable},
             "users_of_both_sides": split.left_out[LeftOut.MIXED_USERS],
             "other_side_of_the_time": split.left_out[LeftOut.WRONG_TIME],
             "prompt_in_holdout": split.left_out[LeftOut.HELD_OUT_PROMPT],
-            "original_prompt_in_holdout": len(self._originals()) - len(originals),
+            "original_prompt_in_holdout": len(fit_originals) - len(originals),
         }
         return {**manifest, "left_out": left_out}
+
+    def _why_not_trainable(
+        self, examples: Iterable[PreferencePair | TrainingExample]
+    ) -> Callable[[PreferencePair | TrainingExample], Untrainable | None]:
+        """`untrainable` with what the base model reads, which is looked up only where one of these calls tools."""
+        with_tools = (calls_tools((*one.prompt, one.chosen, one.rejected)) for one in examples)
+        reads_tools = any(with_tools) and preflight.reads_tools(AutoTokenizer.from_pretrained(self.base))
+        return partial(untrainable, reads_tools=reads_tools)
 
     def _holdout_rules(self, pairs: Sequence[PreferencePair]) -> HoldoutRules:
         latest = self.retrain.holdout_latest
@@ -510,7 +527,7 @@ def _reason(status: RunStatus, mined: Manifest, gate: Manifest, canary: Manifest
     return f"{verdict}; no canary was opened: {canary['waits']}" if canary.get("waits") else verdict
 
 
-def _write_lines(path: Path, records: Sequence[Any]) -> None:
+def _write_lines(path: Path, records: Iterable[Any]) -> None:
     write_whole(path, (canonical_json(asdict(record)) + "\n" for record in records))
 
 

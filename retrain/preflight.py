@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
+from jinja2 import TemplateError
+
+from feedback.chat_messages import for_templates
 from feedback.interactions import Message
 from retrain.dataset import TrainingExample
 
@@ -89,7 +92,7 @@ def encoder_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> Encode
     """
 
     def render(messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
-        plain = [dict(message) for message in messages]
+        plain = [for_templates(message) for message in messages]
         return list(
             tokenizer.apply_chat_template(
                 plain, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
@@ -101,6 +104,26 @@ def encoder_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> Encode
         conversation=lambda messages: render(messages, add_generation_prompt=False),
         stop_ids=stop_ids | {tokenizer.eos_token_id},
     )
+
+
+_CALL: Final = {"type": "function", "function": {"name": "look_up", "arguments": {"title": "Emma"}}}
+_TOOL_USE: Final[Sequence[Message]] = (
+    {"role": "user", "content": "Who wrote it?"},
+    {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+    {"role": "tool", "name": "look_up", "content": "Jane Austen"},
+)
+
+
+def reads_tools(tokenizer: Any) -> bool:
+    """Whether a tokenizer's chat template shows tool calls, what they ask for and what they gave.
+
+    Some templates refuse them, and others leave them out without a word.
+    """
+    try:
+        text = tokenizer.apply_chat_template([for_templates(message) for message in _TOOL_USE], tokenize=False)
+    except (TemplateError, TypeError, ValueError):
+        return False
+    return all(said in text for said in ("look_up", "title", "Emma", "Jane Austen"))
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

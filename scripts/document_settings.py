@@ -46,6 +46,7 @@ TYPES = {
     "list[int]": "list of whole numbers",
     "list[float]": "list of numbers",
     "tuple[float, float]": "two numbers",
+    "dict[str, float | int | str | bool]": "mapping",
 }
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -303,6 +304,9 @@ def _as_yaml(value: object) -> str:
             return f"`{value:.10g}`"
         case "":
             return '`""`'
+        case dict():
+            items = [f"{name}: {_as_yaml(item).strip('`')}" for name, item in value.items()]
+            return f"`{{{', '.join(items)}}}`"
         case list() | tuple():
             return f"`[{', '.join(_as_yaml(item).strip('`') for item in value)}]`"
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx2
 import pytest
 from hypothesis import HealthCheck, settings
 
+from feedback import drain
 from pawl.database import Database, open_database, upgrade
 from pawl.settings import DatabaseSettings, Settings
 from serving import connections, feedback_standing, keys, stored_api
@@ -30,10 +32,24 @@ settings.register_profile(
 settings.load_profile("pawl")
 
 
+MODELS = "models"
+"""The one process, of those that share the tests, in which models are made and trained."""
+WITH_MODELS = ("tests/e2e/", "tests/practice/", "tests/retrain/")
+
+
+@pytest.hookimpl(tryfirst=True)  # Before xdist reads the marks.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one process, for they share what takes long to start (`pytest -n 2 --dist loadgroup`)."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(MODELS if file.startswith(WITH_MODELS) else file))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _patience() -> Iterator[None]:
-    """On a loaded machine what is slow for a moment must not be taken for what is away."""
+    """On a loaded machine what is slow for a moment must not be taken for what is away; and drains look often."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drain, "IDLE_S", 0.03)
         patch.setattr(connections, "STALE_S", 60.0)
         patch.setattr(keys, "PATIENCE_S", 60.0)
         patch.setattr(feedback_standing, "LOOK_UP_S", 20.0)
@@ -48,15 +64,34 @@ def postgresql() -> Iterator[PostgreSQL]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the current schema, to be copied: that is quicker than every migration."""
+    path = tmp_path_factory.mktemp("template") / "template.db"
+    make_schema(DatabaseSettings(url=f"sqlite:///{path}"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql: PostgreSQL) -> str:
+    """The same."""
+    make_schema(DatabaseSettings(url=postgresql.create_database("template_pawl")))
+    return "template_pawl"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A fresh, empty database of each kind."""
+    """A fresh database of each kind: empty, or for a test that asks for `database`, with the current schema."""
+    has_schema = "database" in request.fixturenames
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/shared.db"
+        path = tmp_path / "shared.db"
+        if has_schema:
+            shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
         return
     server: PostgreSQL = request.getfixturevalue("postgresql")
     name = f"test_{uuid.uuid4().hex}"
-    yield server.create_database(name)
+    yield server.create_database(name, request.getfixturevalue("postgresql_template") if has_schema else "template1")
     server.drop_database(name)  # One by one: all of them at the end may take longer than a test may.
 
 

@@ -115,9 +115,9 @@ class PostgreSQL:
         with suppress(subprocess.CalledProcessError):
             self._run("pg_ctl", "-D", str(self.directory / "data"), "-m", mode, "-w", "stop")
 
-    def create_database(self, name: str) -> str:
-        """A fresh database; returns its URL."""
-        self._run("createdb", *self._address, name)
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """A fresh database, a copy of another one; returns its URL."""
+        self._run("createdb", *self._address, "--template", template, name)
         return f"postgresql://pawl@127.0.0.1:{self.port}/{name}"
 
     def drop_database(self, name: str) -> None:

@@ -7,7 +7,7 @@ Preference training learns length before it learns quality, and drifts far beyon
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, islice
 from typing import Final, NamedTuple
 
@@ -48,9 +48,9 @@ def log_ratio(pair: PreferencePair) -> float:
     return math.log((1 + len(said(pair.chosen))) / (1 + len(said(pair.rejected))))
 
 
-def measure(pairs: Sequence[PreferencePair]) -> LengthBias:
+def measure(log_ratios: Iterable[float]) -> LengthBias:
     """The bias of a set; None for what a set is too small to tell."""
-    ratios = sorted(map(log_ratio, pairs))
+    ratios = sorted(log_ratios)
     n = len(ratios)
     if n == 0:
         return LengthBias(0, None, None, None, None)
@@ -63,22 +63,22 @@ def measure(pairs: Sequence[PreferencePair]) -> LengthBias:
     return LengthBias(n, mean, mean - half, mean + half, share)
 
 
-def rebalance(pairs: Sequence[PreferencePair], limit: float, max_dropped: float) -> Rebalanced:
+def rebalance(ratios: Mapping[str, float], limit: float, max_dropped: float) -> Rebalanced:
     """The fewest pairs without which the mean is at most `limit`, either way; else those that bring it nearest.
 
     Those that are most lopsided in the direction of the bias go first; equal ones in the order of their ids.
 
     Args:
+        ratios: each pair's `log_ratio`, by id.
         max_dropped: share of the pairs that may go.
     """
-    if len(pairs) < MIN_PAIRS:
+    if len(ratios) < MIN_PAIRS:
         return Rebalanced(frozenset(), 0.0)
-    ratios = {pair.id: log_ratio(pair) for pair in pairs}
     total = math.fsum(sorted(ratios.values()))
     direction = math.copysign(1.0, total)
     ordered = sorted(ratios, key=lambda pair_id: (-direction * ratios[pair_id], pair_id))
     gone = accumulate((direction * ratios[pair_id] for pair_id in ordered), initial=0.0)
-    most = min(math.floor(max_dropped * len(pairs)), len(pairs) - 1)
-    left = [abs(abs(total) - lost) / (len(pairs) - k) for k, lost in enumerate(islice(gone, most + 1))]
+    most = min(math.floor(max_dropped * len(ratios)), len(ratios) - 1)
+    left = [abs(abs(total) - lost) / (len(ratios) - k) for k, lost in enumerate(islice(gone, most + 1))]
     n_dropped = next((k for k, bias in enumerate(left) if bias <= limit), left.index(min(left)))
     return Rebalanced(frozenset(ordered[:n_dropped]), max(left[n_dropped] - limit, 0.0))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 
 import orjson
 
+from feedback.folding import normalized, one_spaced
 from feedback.interactions import Message
 
 MAX_DEPTH = 100
+OPENING = frozenset("{[")
+"""What a text begins with that is JSON itself."""
 
 
 def said(message: Message) -> str:
@@ -37,7 +39,17 @@ def plain(text: str) -> str:
     >>> plain("  Hello,\\n WORLD ") == plain("hello, world")
     True
     """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return one_spaced(normalized(text))
+
+
+def opening(text: str, n_words: int) -> list[str] | None:
+    """The first words of `plain`, or None where they take more than a look at the beginning.
+
+    >>> opening("Hello, WORLD!  How are you?", 2), opening("Ｈello", 2)
+    (['hello,', 'world!'], None)
+    """
+    words = text.split(None, n_words)[:n_words]
+    return [word.lower() for word in words] if all(map(str.isascii, words)) else None
 
 
 def all_texts(value: object, depth: int = 0) -> Iterator[str]:
@@ -51,7 +63,7 @@ def all_texts(value: object, depth: int = 0) -> Iterator[str]:
 
 
 def _opened(text: str, depth: int) -> Iterator[str]:
-    if text[:1] not in ("{", "[") or "\\" not in text:
+    if text[:1] not in OPENING or "\\" not in text:
         return
     try:
         inside = orjson.loads(text)

@@ -27,11 +27,21 @@ class Behaviour(NamedTuple):
     is_harmful_prompt: bool | None
 
 
-def behaviour(pair: PreferencePair, evidence: Evidence) -> Behaviour:
-    """By the scores where there are any, else by the detectors in `evidence`."""
+def refusal_reason(pair: PreferencePair, evidence: Evidence) -> Reason | None:
+    """What the pair would teach that nobody should learn, by the scores where there are any, else by the detectors."""
     chosen = _response(pair.chosen_interaction, pair.chosen, evidence)
     rejected = _response(pair.rejected_interaction, pair.rejected, evidence)
-    return Behaviour(chosen, rejected, _is_harmful(pair, evidence))
+    if (chosen == REFUSE and rejected in ANSWERS) or (chosen in ANSWERS and rejected == REFUSE):
+        return refusal_problem(Behaviour(chosen, rejected, _is_harmful(pair, evidence)))
+    return None  # Whatever the prompt asks for: it need not be looked at.
+
+
+def can_be_judged(pair: PreferencePair, evidence: Evidence) -> bool:
+    """Whether somebody can say what both sides did, and whether they were asked for harm."""
+    sides = (evidence.of(pair.chosen_interaction), evidence.of(pair.rejected_interaction))
+    are_known = evidence.classify is not None or all(side and side.response is not None for side in sides)
+    is_scored = any(side.is_harmful_prompt is not None for side in evidence.sides(pair))
+    return are_known and (is_scored or evidence.is_harmful is not None)
 
 
 def refusal_problem(seen: Behaviour) -> Reason | None:

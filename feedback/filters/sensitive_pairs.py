@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Final
 
-from feedback.filters.message_texts import all_texts
+from feedback.filters.message_texts import OPENING, all_texts
 from feedback.interactions import Message
 from feedback.pairs import PreferencePair
 
 OPERATORS: Final = frozenset({"system", "developer"})
 """Roles whose messages an application writes: a contact address in them is told to everybody, and is in every pair."""
+REMEMBERED_CHARS: Final = 4_000_000
+"""Of texts that were read; when there are more, all are forgotten."""
 
 
 class SensitiveTexts:
-    """Remembers what it has read: answers to one prompt share that prompt, and pairs share answers."""
+    """Remembers what it has read lately: answers to one prompt share that prompt, and pairs share answers."""
 
     def __init__(self, find: Callable[[str], str | None], *, skipped_roles: Collection[str] = ()) -> None:
         self._find = find
         self._skipped_roles = skipped_roles
         self._known: dict[str, bool] = {}
+        self._n_chars = 0
 
     def are_in(self, pair: PreferencePair) -> bool:
         """Whether any text of the pair that is looked at holds what is looked for."""
@@ -27,10 +30,21 @@ class SensitiveTexts:
         return any(self._is_in(message) for message in (*prompt, pair.chosen, pair.rejected))
 
     def _is_in(self, message: Message) -> bool:
-        return any(self._holds(text) for text in all_texts(message))
+        return any(self._are_in_value(value) for value in message.values())
+
+    def _are_in_value(self, value: object) -> bool:
+        if isinstance(value, str) and value[:1] not in OPENING:
+            return self._holds(value)
+        return any(self._holds(text) for text in all_texts(value, depth=1))
 
     def _holds(self, text: str) -> bool:
         known = self._known.get(text)
-        if known is None:
-            known = self._known[text] = self._find(text) is not None
-        return known
+        return self._read(text) if known is None else known
+
+    def _read(self, text: str) -> bool:
+        self._n_chars += len(text)
+        if self._n_chars > REMEMBERED_CHARS:
+            self._known.clear()
+            self._n_chars = len(text)
+        holds = self._known[text] = self._find(text) is not None
+        return holds

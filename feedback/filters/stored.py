@@ -38,14 +38,24 @@ def filter_stored(
     Raises:
         ConfigurationError: the list of those who opted out cannot be read.
     """
-    evidence = Evidence(
+    return filter_pairs(pairs, evidence_on(database, pairs, settings, judges, opted_out(settings)), settings)
+
+
+def evidence_on(
+    database: Database, pairs: Sequence[PreferencePair], settings: FilterSettings, judges: Judges, out: frozenset[str]
+) -> Evidence:
+    """What the database and the judges know of some pairs.
+
+    Args:
+        out: those who opted out, see `opted_out`.
+    """
+    return Evidence(
         served=served_answers(database, pairs),
         edit_toxicity=_edit_toxicity(pairs, judges) if settings.toxic_chosen else {},
-        opted_out=opted_out(settings),
+        opted_out=out,
         classify=judges.classify,
         is_harmful=judges.is_harmful,
     )
-    return filter_pairs(pairs, evidence, settings)
 
 
 def filter_stored_singles(

@@ -21,10 +21,13 @@ def uncorroborated_edits(
     """
     parties: defaultdict[tuple[int, bytes], set[str]] = defaultdict(set)
     keys = _keys(evidence)
+    of_edits = {key for key, pair in zip(keys, evidence.pairs, strict=True) if pair.is_edit}
     for key, pair in zip(keys, evidence.pairs, strict=True):
-        parties[key] |= {who.party(each) for each in pair.principals if each not in ignored}
+        if key in of_edits:
+            parties[key] |= {who.party(each) for each in pair.principals if each not in ignored}
     return [pair.is_edit and len(parties[key]) < n_parties for key, pair in zip(keys, evidence.pairs, strict=True)]
 
 
 def _keys(evidence: Evidence) -> Sequence[tuple[int, bytes]]:
-    return [(int(cluster), pair.wording) for cluster, pair in zip(evidence.clusters, evidence.pairs, strict=True)]
+    clusters: list[int] = evidence.clusters.tolist()
+    return [(cluster, pair.wording) for cluster, pair in zip(clusters, evidence.pairs, strict=True)]

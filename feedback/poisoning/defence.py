@@ -64,25 +64,49 @@ def defend(pairs: Iterable[PreferencePair], tables: SideTables, settings: Defenc
     ordered = sorted(pairs, key=lambda pair: pair.id)
     if not settings.enabled:
         return Defended(tuple(ordered), (), Counter())
-    reasons = judge(gather(ordered, LexicalClusterer(settings.prompt_similarity)), tables, settings)
-    found = [(pair, reasons.get(pair.id)) for pair in ordered]
+    judged = judge_all(gather(ordered, LexicalClusterer(settings.prompt_similarity)), tables, settings)
+    by_id = {pair.id: pair for pair in ordered}
     return Defended(
-        tuple(pair for pair, reason in found if reason is None),
-        tuple(QuarantinedPair(pair, reason) for pair, reason in found if reason in QUARANTINED),
+        tuple(by_id[each] for each in judged.accepted),
+        tuple(QuarantinedPair(by_id[each], reason) for each, reason in judged.quarantined.items()),
+        judged.refused,
+    )
+
+
+class Judged(NamedTuple):
+    """As `Defended`, with ids in place of pairs."""
+
+    accepted: tuple[str, ...]
+    quarantined: Mapping[str, Reason]
+    refused: Counter[Reason]
+
+
+def judge_all(evidence: Evidence, tables: SideTables, settings: DefenceSettings) -> Judged:
+    """Sort what was gathered of pairs; the ids keep their order."""
+    reasons = judge(evidence, tables, settings) if settings.enabled else {}
+    found = [(pair.id, reasons.get(pair.id)) for pair in evidence.pairs]
+    return Judged(
+        tuple(pair_id for pair_id, reason in found if reason is None),
+        {pair_id: reason for pair_id, reason in found if reason in QUARANTINED},
         Counter(reason for _, reason in found if reason is not None and reason not in QUARANTINED),
     )
 
 
-def judge(evidence: Evidence, tables: SideTables, settings: DefenceSettings) -> dict[str, Reason]:
+def judge(
+    evidence: Evidence, tables: SideTables, settings: DefenceSettings, *, chance: float = 1 / 2
+) -> dict[str, Reason]:
     """Why each pair is kept out, by id; those that are not in it may be trained on.
 
     For pairs that stream by: `gather` them first, and keep of them what this says.
+
+    Args:
+        chance: how probable it is that a phrase in one side only is in the chosen one, where nobody pushes anything.
     """
     new = newcomers(evidence.pairs, tables.first_seen, now=tables.now, wait_s=settings.newcomer_wait_s)
     # Whoever can make up users must not become the majority by them at once.
     who = identities((each for pair in evidence.pairs for each in pair.principals if each not in new), settings)
     new = frozenset(principal for principal in new if not who.is_trusted(principal))
-    suspicions = _suspicions(evidence, who, new, settings)
+    suspicions = _suspicions(evidence, who, new, settings, chance)
     reasons: dict[int, Reason] = {}
     given: list[int] = []
     candidates: list[int] = []
@@ -102,15 +126,18 @@ def judge(evidence: Evidence, tables: SideTables, settings: DefenceSettings) -> 
 
 
 def _is_trusted(principals: Sequence[str], who: Identities, reason: Reason | None) -> bool:
-    """Whether those behind a pair answer for it themselves; even they may not put the answer into the prompt."""
-    return reason is not Reason.ECHO and all(who.is_trusted(principal) for principal in principals)
+    """Whether those behind a pair answer for it themselves; even they may not put the answer into the prompt.
+
+    A pair with nobody behind it is nobody's word.
+    """
+    return reason is not Reason.ECHO and bool(principals) and all(who.is_trusted(principal) for principal in principals)
 
 
 _Marks = Sequence[bool] | NDArray[np.bool_]
 
 
 def _suspicions(
-    evidence: Evidence, who: Identities, new: Collection[str], settings: DefenceSettings
+    evidence: Evidence, who: Identities, new: Collection[str], settings: DefenceSettings, chance: float
 ) -> list[tuple[Reason, _Marks]]:
     """Of each pair, which of these reasons speak against it, in their order."""
     principals = membership([pair.principals for pair in evidence.pairs])
@@ -119,7 +146,7 @@ def _suspicions(
         (Reason.ECHO, evidence.echoes >= settings.max_echo),
         (Reason.NEWCOMER, [any(each in new for each in pair.principals) for pair in evidence.pairs]),
         (Reason.UNCORROBORATED_EDIT, uncorroborated_edits(evidence, who, new, n_parties=settings.edit_parties)),
-        (Reason.OVERREPRESENTED, overrepresented(evidence, parties, settings.phrases)),
+        (Reason.OVERREPRESENTED, overrepresented(evidence, parties, settings.phrases, chance=chance)),
         (Reason.REPEATED_PHRASE, repeated(evidence, principals, settings.phrases)),
         (Reason.BURST, frozen_by_bursts(evidence, settings.bursts)),
         (Reason.FLOOD, floods(evidence, who, settings.caps)),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, compress
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from feedback.candidates import Source
+from feedback.folding import casefolded, one_spaced
 from feedback.interactions import Message
 from feedback.messages import canonical_json
 from feedback.pairs import PreferencePair
-from feedback.poisoning.prompt_clusters import PromptClusterer
+from feedback.poisoning.prompt_clusters import PromptClusterer, Sketches
 from feedback.poisoning.references import references_of
 from feedback.poisoning.words import Hashes, Indices, Stream, phrases_of, words_of
 
@@ -22,10 +24,21 @@ PHRASE_WORDS = 3
 """Chosen answers are searched for single words and for runs of this many; prompts for the runs alone."""
 MIN_ECHO_PHRASES = 3
 """Answers of fewer phrases (five words) are in many an honest prompt, such as one that lists what to choose from."""
-PHRASE_BITS = np.uint64(44)
+PHRASE_BITS = 44
 """Of a phrase's hash. Ten million different phrases make about three pairs that are taken for one another."""
-MAX_BATCH = 1 << 20
-"""The other bits hold the number of a pair in its batch."""
+PAIR_BITS = 17
+"""Of the number of a pair in its batch."""
+ROLE_BITS = 3
+MAX_BATCH = 1 << PAIR_BITS
+
+_PHRASE = np.uint64((1 << PHRASE_BITS) - 1 << 64 - PHRASE_BITS)
+_PAIR = np.uint64(MAX_BATCH - 1)
+_CHOSEN_RUN, _CHOSEN, _REJECTED, _TOLD, _ASKED_RUN = range(5)
+"""What a phrase is in a pair: part of a run of words of the chosen answer, a word or reference of it, anything of the
+rejected answer, anything of the prompt, and a run of words in the last message of the user."""
+_IN_CHOSEN, _IN_REJECTED, _IN_PROMPT, _IN_LAST = (np.uint8(1 << bit) for bit in range(4))
+_PLACES = np.array([_IN_CHOSEN, _IN_CHOSEN, _IN_REJECTED, _IN_PROMPT, _IN_PROMPT | _IN_LAST])
+"""Where a phrase with each of these roles is."""
 
 
 class Known(NamedTuple):
@@ -39,11 +52,17 @@ class Known(NamedTuple):
     """Stands for the text of the chosen answer, letter case and spaces aside."""
 
 
-class Occurrences(NamedTuple):
-    """Which phrases occur in which pairs; no phrase twice in the same pair."""
+class Part(NamedTuple):
+    """Occurrences in some pairs that follow one another."""
 
-    phrases: Hashes
-    pairs: Indices
+    first: int
+    """The number of the first of these pairs."""
+    packed: Hashes
+    """Each phrase above `PAIR_BITS` bits of the number of the pair among these, in ascending order."""
+
+
+Occurrences = tuple[Part, ...]
+"""Which phrases occur in which pairs; no phrase twice in the same pair."""
 
 
 class Evidence(NamedTuple):
@@ -64,38 +83,54 @@ class Evidence(NamedTuple):
 
 def gather(pairs: Iterable[PreferencePair], clusterer: PromptClusterer) -> Evidence:
     """Read the pairs once; the memory it takes grows with their number of phrases, not with their texts."""
+    return evidence_of([gather_some(pairs, clusterer)], clusterer)
+
+
+class Gathered(NamedTuple):
+    """What the rules look at in some pairs, wherever these were read."""
+
+    known: tuple[Known, ...]
+    sketches: tuple[Sketches, ...]
+    """Of their prompts."""
+    novelties: tuple[Novelties, ...]
+    """The first pair is number 0."""
+
+
+def gather_some(pairs: Iterable[PreferencePair], clusterer: PromptClusterer) -> Gathered:
+    """Read some of the pairs."""
     known: list[Known] = []
-    novelties: list[_Novelties] = []
+    sketches: list[Sketches] = []
+    novelties: list[Novelties] = []
     for batch in _batches(map(_texts, pairs)):
         novelties.append(_novelties(batch, first=len(known)))
-        clusterer.add([texts.asked_before + texts.asked for texts in batch])
-        known += [_known(texts) for texts in batch]
+        sketches.append(clusterer.sketch([texts.asked_before + texts.asked for texts in batch]))
+        known += map(_known, batch)
+    return Gathered(tuple(known), tuple(sketches), tuple(novelties))
+
+
+def evidence_of(
+    gathered: Sequence[Gathered], clusterer: PromptClusterer, is_kept: NDArray[np.bool_] | None = None
+) -> Evidence:
+    """What is known of the pairs that are kept, as if there had been no others.
+
+    Args:
+        gathered: of all pairs; whichever come first keep the lower numbers.
+        is_kept: of each pair; without it all are.
+    """
+    known = [one for each in gathered for one in each.known]
+    marks = np.ones(len(known), bool) if is_kept is None else is_kept
+    numbers = np.cumsum(marks, dtype=np.int64) - marks.astype(np.int64)
+    firsts = accumulate((len(each.known) for each in gathered), initial=0)
+    novelties = [one.moved(first) for each, first in zip(gathered, firsts, strict=False) for one in each.novelties]
+    sketches = [one for each in gathered for one in each.sketches]
     return Evidence(
-        pairs=tuple(known),
-        clusters=clusterer.labels(),
-        echoes=np.concatenate([np.empty(0), *(each.echoes for each in novelties)]),
-        taught=_joined(each.taught for each in novelties),
-        untaught=_joined(each.untaught for each in novelties),
-        asked=_joined(each.asked for each in novelties),
+        pairs=tuple(compress(known, marks)),
+        clusters=clusterer.labels(np.concatenate(sketches)[marks]) if sketches else np.empty(0, np.int64),
+        echoes=np.concatenate([np.empty(0), *(each.echoes for each in novelties)])[marks],
+        taught=tuple(_renumbered(each.taught, marks, numbers) for each in novelties),
+        untaught=tuple(_renumbered(each.untaught, marks, numbers) for each in novelties),
+        asked=tuple(_renumbered(each.asked, marks, numbers) for each in novelties),
     )
-
-
-class _Texts(NamedTuple):
-    pair: PreferencePair
-    chosen: str
-    rejected: str
-    asked: str
-    """The last message of the user."""
-    asked_before: str
-    told: str
-    """What others said in the prompt: system messages, earlier answers, results of tools."""
-
-
-class _Novelties(NamedTuple):
-    echoes: NDArray[np.float64]
-    taught: Occurrences
-    untaught: Occurrences
-    asked: Occurrences
 
 
 def _batches(pairs: Iterable[_Texts]) -> Iterator[list[_Texts]]:
@@ -109,6 +144,51 @@ def _batches(pairs: Iterable[_Texts]) -> Iterator[list[_Texts]]:
             batch, n_chars = [], 0
     if batch:
         yield batch
+
+
+def pairs_of(part: Part, packed: Hashes) -> Indices:
+    """The numbers of the pairs in which these of a part's occurrences are."""
+    return part.first + (packed & _PAIR).astype(np.int64)
+
+
+def _renumbered(part: Part, is_kept: NDArray[np.bool_], numbers: Indices) -> Part:
+    """Without the pairs that are not kept.
+
+    Args:
+        numbers: of each pair, how many before it are kept.
+    """
+    rest = is_kept[part.first : part.first + MAX_BATCH]
+    if rest.all() and numbers[part.first] == part.first:
+        return part
+    first = int(numbers[part.first])
+    places = pairs_of(part, part.packed)
+    packed = (part.packed & ~_PAIR) | (numbers[places] - first).astype(np.uint64)
+    return Part(first, packed[is_kept[places]])
+
+
+class _Texts(NamedTuple):
+    pair: PreferencePair
+    chosen: str
+    rejected: str
+    asked: str
+    """The last message of the user."""
+    asked_before: str
+    told: str
+    """What others said in the prompt: system messages, earlier answers, results of tools."""
+
+
+class Novelties(NamedTuple):
+    """Of pairs that follow one another, the parts of `Evidence`."""
+
+    echoes: NDArray[np.float64]
+    taught: Part
+    untaught: Part
+    asked: Part
+
+    def moved(self, by: int) -> Novelties:
+        """The same with higher numbers."""
+        parts = (part._replace(first=part.first + by) for part in (self.taught, self.untaught, self.asked))
+        return Novelties(self.echoes, *parts)
 
 
 def text_of(message: Message) -> str:
@@ -144,30 +224,51 @@ def _texts(pair: PreferencePair) -> _Texts:
 
 
 def _known(texts: _Texts) -> Known:
-    pair, wording = texts.pair, " ".join(texts.chosen.split()).casefold()
+    pair, wording = texts.pair, casefolded(one_spaced(texts.chosen))
     key = hashlib.blake2b(wording.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return Known(pair.id, pair.principals, pair.created_at, pair.source == Source.EDIT, key)
 
 
-def _novelties(texts: list[_Texts], *, first: int) -> _Novelties:
+def _novelties(texts: list[_Texts], *, first: int) -> Novelties:
     """Compare the sides of each pair, the first of which is number `first`."""
-    chosen, rejected = words_of([each.chosen for each in texts]), words_of([each.rejected for each in texts])
-    asked = words_of([each.asked for each in texts])
-    prompt = [asked, words_of([each.asked_before for each in texts]), words_of([each.told for each in texts])]
-    in_prompt = _distinct([phrases for words in prompt for phrases in _phrases(words)])
-    liked = _distinct([*_phrases(chosen), _references([each.chosen for each in texts])])
-    disliked = _distinct([*_phrases(rejected), _references([each.rejected for each in texts])])
-    runs = _packed(phrases_of(chosen, PHRASE_WORDS))
-    return _Novelties(
-        _shares(runs, _is_in(runs, in_prompt), len(texts)),
-        _occurrences(liked[~_is_in(liked, in_prompt) & ~_is_in(liked, disliked)], first),
-        _occurrences(disliked[~_is_in(disliked, in_prompt) & ~_is_in(disliked, liked)], first),
-        _occurrences(_distinct([phrases_of(asked, PHRASE_WORDS)]), first),
+    columns = list(zip(*texts, strict=True))[1:]
+    words = words_of([text for column in columns for text in column])
+    runs = phrases_of(words, PHRASE_WORDS)
+    packed = [
+        _packed(phrases_of(words, 1), _lows(len(texts), _CHOSEN, _REJECTED, _TOLD, _TOLD, _TOLD)),
+        _packed(runs, _lows(len(texts), _CHOSEN_RUN, _REJECTED, _ASKED_RUN, _TOLD, _TOLD)),
+        _packed(_references([*columns[0], *columns[1]]), _lows(len(texts), _CHOSEN, _REJECTED)),
+    ]
+    occurrences = np.sort(np.concatenate(packed))
+    starts = first_places(occurrences >> np.uint64(ROLE_BITS))
+    roles = (occurrences & np.uint64((1 << ROLE_BITS) - 1)).astype(np.int64)
+    places = np.bitwise_or.reduceat(_PLACES[roles], starts) if len(starts) else _PLACES[:0]
+    distinct = occurrences[starts] >> np.uint64(ROLE_BITS)
+    is_echo = np.repeat((places & _IN_PROMPT) != 0, np.diff(starts, append=len(roles))) & (roles == _CHOSEN_RUN)
+    echoed = (occurrences[is_echo] >> np.uint64(ROLE_BITS) & _PAIR).astype(np.int64)
+    return Novelties(
+        _shares(echoed, runs.texts[: np.searchsorted(runs.texts, len(texts))], len(texts)),
+        Part(first, distinct[places == _IN_CHOSEN]),
+        Part(first, distinct[places == _IN_REJECTED]),
+        Part(first, distinct[(places & _IN_LAST) != 0]),
     )
 
 
-def _phrases(words: Stream) -> list[Stream]:
-    return [phrases_of(words, 1), phrases_of(words, PHRASE_WORDS)]
+def _lows(n_texts: int, *roles: int) -> Hashes:
+    """What stands below a phrase's hash, for the texts of each role in turn: the number of the pair, and the role."""
+    pairs = np.arange(n_texts, dtype=np.uint64) << np.uint64(ROLE_BITS)
+    return np.concatenate([pairs | np.uint64(role) for role in roles])
+
+
+def _packed(stream: Stream, lows: Hashes) -> Hashes:
+    packed: Hashes = stream.hashes & _PHRASE
+    packed |= lows[stream.texts]
+    return packed
+
+
+def first_places(ordered: Hashes) -> Indices:
+    """Where each value stands first."""
+    return np.flatnonzero(np.diff(ordered, prepend=~ordered[:1]))
 
 
 def _references(texts: list[str]) -> Stream:
@@ -179,43 +280,13 @@ def _references(texts: list[str]) -> Stream:
     )
 
 
-def _packed(stream: Stream) -> Hashes:
-    """The number of each phrase's text above 44 bits of the phrase's hash."""
-    short: Hashes = stream.hashes >> (np.uint64(64) - PHRASE_BITS)
-    packed: Hashes = (stream.texts.astype(np.uint64) << PHRASE_BITS) | short
-    return packed
+def _shares(echoed: Indices, runs: Indices, n_texts: int) -> NDArray[np.float64]:
+    """Of each text's runs of words, how many are echoed; 0 for texts that are too short to tell.
 
-
-def _distinct(streams: list[Stream]) -> Hashes:
-    """Each phrase of each text once, packed, in ascending order."""
-    packed: Hashes = np.sort(np.concatenate([_packed(stream) for stream in streams]))
-    distinct: Hashes = packed[np.diff(packed, prepend=~packed[:1]) != 0]
-    return distinct
-
-
-def _is_in(packed: Hashes, others: Hashes) -> NDArray[np.bool_]:
-    if not len(others):
-        return np.zeros(len(packed), bool)
-    found: NDArray[np.bool_] = others[np.minimum(np.searchsorted(others, packed), len(others) - 1)] == packed
-    return found
-
-
-def _shares(runs: Hashes, is_counted: NDArray[np.bool_], n_texts: int) -> NDArray[np.float64]:
-    """Of each text's phrases, how many are counted; 0 for texts that are too short to tell."""
-    texts = (runs >> PHRASE_BITS).astype(np.int64)
-    counted, all_of_it = (np.bincount(each, minlength=n_texts) for each in (texts[is_counted], texts))
-    shares: NDArray[np.float64] = np.where(all_of_it < MIN_ECHO_PHRASES, 0.0, counted / np.maximum(all_of_it, 1))
+    Args:
+        echoed: the text of each run that is;
+        runs: and that of each.
+    """
+    n_echoed, n_runs = np.bincount(echoed, minlength=n_texts), np.bincount(runs, minlength=n_texts)
+    shares: NDArray[np.float64] = np.where(n_runs < MIN_ECHO_PHRASES, 0.0, n_echoed / np.maximum(n_runs, 1))
     return shares
-
-
-def _occurrences(packed: Hashes, first: int) -> Occurrences:
-    texts = (packed >> PHRASE_BITS).astype(np.int64)
-    return Occurrences(packed & np.uint64((1 << int(PHRASE_BITS)) - 1), texts + first)
-
-
-def _joined(parts: Iterable[Occurrences]) -> Occurrences:
-    listed = list(parts)
-    return Occurrences(
-        np.concatenate([np.empty(0, np.uint64), *(part.phrases for part in listed)]),
-        np.concatenate([np.empty(0, np.int64), *(part.pairs for part in listed)]),
-    )

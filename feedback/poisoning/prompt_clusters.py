@@ -24,16 +24,22 @@ _SALTS = mixed(np.arange(1, N_HASHES + 1, dtype=np.uint64))
 _NOTHING = np.uint64(2**64 - 1)
 
 
-class PromptClusterer(Protocol):
-    """Takes prompts in batches and says in the end which belong together.
+Sketches = NDArray[np.uint64]
+"""One row for each prompt."""
 
-    Which prompts share a label must not depend on their order, only on which prompts there were.
+
+class PromptClusterer(Protocol):
+    """Says of prompts which belong together, by a sketch of each, so that prompts may be read anywhere.
+
+    Which prompts share a label must not depend on their order, only on which prompts there are.
     """
 
-    def add(self, prompts: Sequence[str]) -> None: ...
+    def sketch(self, prompts: Sequence[str]) -> Sketches:
+        """What to remember of some prompts."""
+        ...
 
-    def labels(self) -> Indices:
-        """One for each prompt, in the order in which they were added."""
+    def labels(self, sketches: Sketches) -> Indices:
+        """One for each prompt."""
         ...
 
 
@@ -42,23 +48,23 @@ class LexicalClusterer:
 
     def __init__(self, min_similarity: float) -> None:
         self._min_similarity = min_similarity
-        self._signatures: list[NDArray[np.uint64]] = []
 
-    def add(self, prompts: Sequence[str]) -> None:
+    def sketch(self, prompts: Sequence[str]) -> Sketches:
+        """Signatures by MinHash."""
         words = words_of(prompts)
         signatures = np.full((len(prompts), N_HASHES), _NOTHING)
         for shingles in (phrases_of(words, 1), phrases_of(words, 2)):
             _lower(signatures, shingles)
-        self._signatures.append(signatures)
+        return signatures
 
-    def labels(self) -> Indices:
-        if not self._signatures:
+    def labels(self, sketches: Sketches) -> Indices:
+        if not len(sketches):
             return np.empty(0, np.int64)
-        signatures = np.concatenate(self._signatures)
-        links = [_links(signatures, band, self._min_similarity) for band in range(N_BANDS)]
+        whole = _row_hashes(sketches)
+        links = [_links(sketches, whole, band, self._min_similarity) for band in range(N_BANDS)]
         near = np.concatenate([each.near for each in links])
         heads = np.concatenate([each.heads for each in links])
-        graph = coo_matrix((np.ones(len(near), bool), (near, heads)), shape=(len(signatures), len(signatures)))
+        graph = coo_matrix((np.ones(len(near), bool), (near, heads)), shape=(len(sketches), len(sketches)))
         labels: Indices = connected_components(graph, directed=False)[1].astype(np.int64)
         return labels
 
@@ -79,14 +85,17 @@ class _Links(NamedTuple):
     heads: Indices
 
 
-def _links(signatures: NDArray[np.uint64], band: int, min_similarity: float) -> _Links:
+def _links(signatures: NDArray[np.uint64], whole: Hashes, band: int, min_similarity: float) -> _Links:
     """Each prompt with the head of its bucket, where their signatures agree enough.
 
     A bucket's head is the prompt with the smallest hash of its whole signature, so no order decides who it is.
+
+    Args:
+        whole: these hashes.
     """
     first = band * ROWS_PER_BAND
     buckets = _row_hashes(signatures[:, first : first + ROWS_PER_BAND])
-    order = np.lexsort((_row_hashes(signatures), buckets))
+    order = np.lexsort((whole, buckets))
     sizes = np.diff(np.flatnonzero(np.diff(buckets[order], prepend=~buckets[order[:1]])), append=len(order))
     heads = np.repeat(order[np.cumsum(sizes) - sizes], sizes)
     similarity = (signatures[order] == signatures[heads]).mean(axis=1)

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from feedback.pairs import PreferencePair
+from feedback.pairs import PreferencePair, UnpairedExample
 from feedback.poisoning.defence import Defended, SideTables, defend
 from feedback.poisoning.identities import key_of
+from feedback.poisoning.singles import DefendedSingles, defend_singles
 from feedback.store import get_pair
 from pawl.audit import AuditEvent, note
 from pawl.database import Database
@@ -50,10 +51,21 @@ def defend_stored(
     Args:
         found: all that may be trained on together; caps and tests are about the whole set.
     """
-    tables = SideTables(
-        now, first_seen(database, {each for pair in found for each in pair.principals}), load_decisions(database, alias)
-    )
-    return defend(found, tables, settings)
+    principals = {each for pair in found for each in pair.principals}
+    return defend(found, side_tables(database, alias, principals, now), settings)
+
+
+def side_tables(database: Database, alias: str, principals: Iterable[str], now: float) -> SideTables:
+    """What the database knows of an alias's pairs, and of who is behind them."""
+    return SideTables(now, first_seen(database, principals), load_decisions(database, alias))
+
+
+def defend_stored_singles(
+    database: Database, found: Sequence[UnpairedExample], settings: DefenceSettings, now: float
+) -> DefendedSingles:
+    """As `defend_stored`, for single thumbs; there is no queue of those, so reviewers have decided on none."""
+    seen = first_seen(database, {each for example in found for each in example.principals})
+    return defend_singles(found, SideTables(now, seen), settings)
 
 
 def first_seen(database: Database, principals: Iterable[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Texts as streams of hashed words and phrases, in NumPy: a hundred thousand answers in a second or two.
+"""Texts as streams of hashed words and phrases, in NumPy: a hundred thousand answers in a few seconds.
 
 A word is a run of letters, marks, digits and underscores after NFKC and case folding. In scripts that put no spaces
 between words each character is a word of its own. Invisible characters are left out, so that they hide nothing.
@@ -14,8 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from feedback.folding import normalized
+
 Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
+Codes = NDArray[np.uint8] | NDArray[np.uint32]
 
 _SEPARATOR, _LETTER, _ALONE, _INVISIBLE = range(4)
 _UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
@@ -24,6 +27,8 @@ _VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
+_PLANE = 0x10000
+"""Characters of the Basic Multilingual Plane have smaller codes."""
 
 
 class Stream(NamedTuple):
@@ -36,9 +41,14 @@ class Stream(NamedTuple):
 
 def mixed(values: Hashes) -> Hashes:
     """Each value scattered over 64 bits (the finaliser of SplitMix64, Steele et al. 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * _FIRST
-    values = (values ^ (values >> np.uint64(27))) * _SECOND
-    scattered: Hashes = values ^ (values >> np.uint64(31))
+    scattered: Hashes = values >> np.uint64(30)
+    scattered ^= values
+    scattered *= _FIRST
+    shifted = scattered >> np.uint64(27)
+    scattered ^= shifted
+    scattered *= _SECOND
+    np.right_shift(scattered, np.uint64(31), out=shifted)
+    scattered ^= shifted
     return scattered
 
 
@@ -49,19 +59,43 @@ def words_of(texts: Sequence[str]) -> Stream:
     >>> words.texts.tolist(), bool(words.hashes[0] == words.hashes[2])
     ([0, 0, 1, 1], True)
     """
-    folded = [_folded(text) for text in texts]
+    folded = [normalized(text) for text in texts]
     # The separator between two texts keeps the last word of one from running into the first of the next.
-    codes = np.frombuffer("\n".join(folded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    codes, kinds = _characters("\n".join(folded))
     ends = np.cumsum([len(text) + 1 for text in folded])
-    kinds = _kinds()[np.minimum(codes, 0xFFFF)]
-    kinds[codes > 0xFFFF] = _ALONE
-    seen = np.flatnonzero(kinds != _INVISIBLE)
-    codes, kinds = codes[seen], kinds[seen]
+    if not len(kinds) or kinds.max() <= _LETTER:
+        edges = np.flatnonzero(np.diff(kinds, prepend=_SEPARATOR, append=_SEPARATOR))
+        starts, lengths = edges[::2], edges[1::2] - edges[::2]
+        letters = codes[kinds.view(bool)]
+    else:
+        seen = np.flatnonzero(kinds != _INVISIBLE)
+        is_part, is_start = _parts(kinds[seen])
+        starts, letters = seen[is_start], codes[seen[is_part]]
+        lengths = np.diff(np.flatnonzero(is_start[is_part]), append=len(letters))
+    return Stream(_run_hashes(letters, lengths), _owners(starts, ends))
+
+
+def _characters(text: str) -> tuple[Codes, NDArray[np.uint8]]:
+    """The code of each character, and what it is to a word."""
+    try:
+        raw = text.encode("latin-1")
+    except UnicodeEncodeError:
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        return codes, _kinds().take(codes, mode="clip")
+    return np.frombuffer(raw, np.uint8), np.frombuffer(raw.translate(_kinds()[:256].tobytes()), np.uint8)
+
+
+def _parts(kinds: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of each visible character, whether it is part of a word, and whether a word begins with it."""
     is_part = (kinds == _LETTER) | (kinds == _ALONE)
     is_start = is_part.copy()
     is_start[1:] &= (kinds[1:] == _ALONE) | (kinds[:-1] != _LETTER)
-    owners = np.searchsorted(ends, seen[is_start], side="right")
-    return Stream(_run_hashes(codes[is_part], np.flatnonzero(is_start[is_part])), owners)
+    return is_part, is_start
+
+
+def _owners(starts: Indices, ends: Indices) -> Indices:
+    """Which text each place lies in; both in ascending order."""
+    return np.repeat(np.arange(len(ends)), np.diff(np.searchsorted(starts, ends), prepend=0))
 
 
 def phrases_of(words: Stream, n_words: int) -> Stream:
@@ -69,32 +103,46 @@ def phrases_of(words: Stream, n_words: int) -> Stream:
     last = len(words.hashes) - n_words + 1
     if last <= 0:
         return Stream(np.empty(0, np.uint64), np.empty(0, np.int64))
-    hashes = np.full(last, np.uint64(n_words))
-    for offset in range(n_words):
-        hashes = mixed(hashes * _BASE + words.hashes[offset : offset + last])
+    hashes = mixed(words.hashes[:last] + np.uint64(n_words * int(_BASE) % 2**64))
+    for offset in range(1, n_words):
+        hashes *= _BASE
+        hashes += words.hashes[offset : offset + last]
+        hashes = mixed(hashes)
+    if n_words == 1:
+        return Stream(hashes, words.texts)
     is_whole = words.texts[:last] == words.texts[n_words - 1 :]
     return Stream(hashes[is_whole], words.texts[:last][is_whole])
 
 
-def _folded(text: str) -> str:
-    return text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
-
-
-def _run_hashes(codes: NDArray[np.uint32], starts: Indices) -> Hashes:
+def _run_hashes(codes: Codes, lengths: Indices) -> Hashes:
     """One polynomial hash for each run of characters, modulo 2^64."""
-    if not len(starts):
+    if not len(lengths):
         return np.empty(0, np.uint64)
-    lengths = np.diff(starts, append=len(codes))
+    starts = np.cumsum(lengths) - lengths
     powers = np.cumprod(np.full(int(lengths.max()), _BASE))
     places = np.arange(len(codes)) - np.repeat(starts, lengths)
-    terms = mixed(codes.astype(np.uint64) + np.uint64(1)) * powers[places]
+    terms = _scattered(codes)
+    terms *= powers.take(places)
     return mixed(np.add.reduceat(terms, starts))
+
+
+def _scattered(codes: Codes) -> Hashes:
+    """A hash for each character."""
+    if codes.dtype == np.uint8 or codes.max() < _PLANE:
+        return _known_hashes().take(codes)
+    return mixed(codes.astype(np.uint64) + np.uint64(1))
+
+
+@cache
+def _known_hashes() -> Hashes:
+    """Of the characters of the Basic Multilingual Plane."""
+    return mixed(np.arange(1, _PLANE + 1, dtype=np.uint64))
 
 
 @cache
 def _kinds() -> NDArray[np.uint8]:
-    """What each character of the Basic Multilingual Plane is to a word; those beyond it stand alone."""
-    kinds = np.array([_kind(code) for code in range(0x10000)], dtype=np.uint8)
+    """What each character of the Basic Multilingual Plane is to a word; those beyond it, the last one, stand alone."""
+    kinds = np.array([*map(_kind, range(_PLANE)), _ALONE], dtype=np.uint8)
     for first, last in _UNSPACED:
         block = kinds[first : last + 1]
         block[block == _LETTER] = _ALONE

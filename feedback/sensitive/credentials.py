@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from feedback.folding import lowered
 from feedback.sensitive.kinds import Kind, kind, whole_if
 
 _WORD = "[A-Za-z0-9]"
@@ -185,6 +186,17 @@ _BASIC: Final = kind(
     "PASSWORD", r"\bbasic ([A-Za-z0-9+/]{8,512}+={0,2})", flags=re.IGNORECASE, span=whole_if(is_basic_credentials)
 )
 _PREFIXES: Final = (*_TOKENS, *(_prefixed(prefix, rest) for prefix, rest in _PREFIXED.items()))
+
+
+def _sign(each: Kind) -> str:
+    """One character without which a text has none of this kind: to look for that takes next to nothing."""
+    telling = [character for character in each.gate if not character.islower()]
+    return telling[-1] if telling else "." if r"\." in each.pattern.pattern else ""
+
+
+_BY_SIGN: Final = tuple(
+    (sign, tuple(each for each in _PREFIXES if _sign(each) == sign)) for sign in sorted(set(map(_sign, _PREFIXES)))
+)
 SHORTEST_TOKEN: Final = 15
 """Characters without a space; prose has few words as long, and is spared the search for each prefix."""
 
@@ -193,18 +205,26 @@ def credentials_in(text: str) -> Iterator[Kind]:
     """Kinds whose telling characters are there at all. A private key comes first: it may look like anything else."""
     if _PRIVATE_KEY.gate in text:
         yield _PRIVATE_KEY
-    if long_words := " ".join(word for word in text.split() if len(word) >= SHORTEST_TOKEN):
-        yield from (each for each in _PREFIXES if each.gate in long_words)
+    yield from _prefixed_in(text)
     if _IN_URL.gate in text:
         yield _IN_URL
     yield from _told_by_words(text)
 
 
+def _prefixed_in(text: str) -> Iterator[Kind]:
+    """Those whose gate stands in a word that is long enough. Words are looked at only if any gate is there."""
+    there = [each for sign, kinds in _BY_SIGN if sign in text for each in kinds if each.gate in text]
+    if there:
+        long_words = " ".join(word for word in text.split() if len(word) >= SHORTEST_TOKEN)
+        found = {each.gate for each in there if each.gate in long_words}
+        yield from (each for each in _PREFIXES if each.gate in found)
+
+
 def _told_by_words(text: str) -> Iterator[Kind]:
-    lowered = text.lower()
-    if "bearer " in lowered:
+    small = lowered(text)
+    if "bearer " in small:
         yield _BEARER
-    if "basic " in lowered:
+    if "basic " in small:
         yield _BASIC
-    if ("=" in text or ":" in text) and any(gate in lowered for gate in _NAME_GATES):
+    if ("=" in text or ":" in text) and any(gate in small for gate in _NAME_GATES):
         yield _ASSIGNED

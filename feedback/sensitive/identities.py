@@ -258,11 +258,21 @@ _IP4: Final = kind("IP", _IPV4, span=whole_if(is_address))
 _IP6: Final = kind("IP", _IPV6, span=whole_if(is_address))
 
 
+def _has_six_digits(text: str) -> bool:
+    """Whether they are there at all, near each other or not."""
+    n_digits = 0
+    for digit in "0123456789":
+        n_digits += text.count(digit)
+        if n_digits >= 6:
+            return True
+    return False
+
+
 def identities_in(text: str) -> Iterator[Kind]:
     """Kinds whose telling characters are there at all."""
     if "@" in text:
         yield _EMAIL
-    if _SIX_DIGITS.search(text):
+    if _has_six_digits(text) and _SIX_DIGITS.search(text):
         yield from _NUMBERS
     if text.count(".") >= 3:
         yield _IP4

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pawl.cli import judging
 from pawl.cli.context import (
     JsonFlag,
     chosen_alias,
@@ -17,6 +18,7 @@ from pawl.cli.context import (
     print_rows,
     refuse,
 )
+from pawl.cli.mining_place import OnOption, mining_place
 from pawl.cli.reviewing import review
 from pawl.cli.selecting import counts_shown, defence_shown, select_mined, select_stored, shown
 from pawl.clock import now
@@ -34,6 +36,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(db, name="db")
     app.add_typer(pairs, name="pairs")
     pairs.add_typer(review, name="review")
+    judging.register(pairs)
 
 
 @db.command("upgrade")
@@ -52,16 +55,20 @@ def db_check(as_json: JsonFlag = False) -> None:
 
 
 @pairs.command("mine")
-def pairs_mine(model: ModelOption = None, as_json: JsonFlag = False) -> None:
+def pairs_mine(model: ModelOption = None, on: OnOption = None, as_json: JsonFlag = False) -> None:
     """Mine pairs from what users said; prints what was found, what may be trained on, and why the rest may not."""
     from feedback.mining import mine_alias
     from feedback.retention import kept_since
+    from feedback.similarity.configured import similarity_of
 
     settings = current_settings()
-    alias = chosen_alias(settings, model)
+    alias, place = chosen_alias(settings, model), mining_place(settings, on)
     with current_database(settings) as database:
         at = now()
-        mined = mine_alias(database, alias, at, since=kept_since(settings.retention.pairs_days, at))
+        since = kept_since(settings.retention.pairs_days, at)
+        least = settings.feedback.judge.min_margin
+        near = similarity_of(settings.feedback.similarity)
+        mined = mine_alias(database, alias, at, since=since, min_judged_margin=least, place=place, similarity=near)
         selected = select_mined(database, settings, alias)
     summary = {
         "pairs": mined.n_pairs,
@@ -116,9 +123,12 @@ def pairs_export(
     model: ModelOption = None,
 ) -> None:
     """Write the pairs that may be trained on as JSON lines, or as Parquet where the name ends in .parquet."""
-    from feedback.export import ExportFormat, write_export
+    from feedback.export import ExportFormat, count_unfit, write_export
     from feedback.filters.stored import filter_stored_singles
     from feedback.mining import unpaired_examples
+    from feedback.pair_stream import PairsById
+    from feedback.poisoning.reviews import defend_stored_singles
+    from feedback.similarity.configured import similarity_of
 
     settings = current_settings()
     if layout not in set(ExportFormat):
@@ -126,14 +136,20 @@ def pairs_export(
     with current_database(settings) as database:
         alias = chosen_alias(settings, model)
         selected = select_stored(database, settings, alias)
-        found = sorted([*selected.new, *selected.earlier], key=lambda pair: pair.id)
-        singles = unpaired_examples(database, alias) if layout == ExportFormat.KTO else ()
+        found = list(PairsById(database, selected.defended.accepted))
+        is_wanted, place = layout == ExportFormat.KTO, mining_place(settings)
+        near = similarity_of(settings.feedback.similarity) if is_wanted else None
+        singles = unpaired_examples(database, alias, place=place, similarity=near) if is_wanted else ()
         filtered = filter_stored_singles(database, singles, settings.feedback.filters)
+        defended = defend_stored_singles(database, filtered.kept, settings.feedback.defence, now())
     try:
-        n_rows = write_export(out, found, filtered.kept, layout=ExportFormat(layout))
+        n_rows = write_export(out, found, defended.accepted, layout=ExportFormat(layout))
     except OSError as exc:
         raise refuse(f"cannot write {out}: {exc.strerror}") from exc
     typer.echo(f"{n_rows} rows in {out}")
-    if filtered.dropped:
-        dropped = {reason.value: n for reason, n in filtered.dropped.items()}
-        typer.echo(f"single thumbs left out: {counts_shown(dropped)}")
+    unfit = count_unfit(found, defended.accepted, layout=ExportFormat(layout))
+    if unfit:
+        typer.echo(f"left out, for no chat template can show them: {counts_shown(unfit)}")
+    left_out = {reason.value: n for reason, n in [*filtered.dropped.items(), *defended.counts.items()]}
+    if left_out:
+        typer.echo(f"single thumbs left out: {counts_shown(left_out)}")

@@ -22,6 +22,7 @@ from pawl.cli.context import (
     print_fields,
     print_rows,
 )
+from pawl.cli.mining_place import mining_place
 from pawl.cli.selecting import counts_shown, select_mined, select_stored
 from pawl.clock import now
 from pawl.database import Database
@@ -60,7 +61,9 @@ def retrain_run(
     """Mine, train, judge, publish, open the canary. Running it again resumes where it was; one process at a time."""
     from feedback.erasure_files import mark_late_models
     from feedback.mining import mine_alias
+    from feedback.pair_stream import PairsById
     from feedback.retention import kept_since
+    from feedback.similarity.configured import similarity_of
     from retrain.progress import reporting
 
     settings = current_settings(quiet_logs=False)
@@ -72,7 +75,10 @@ def retrain_run(
         reporting(sys.stderr) as report,
     ):
         at = now()
-        mined = mine_alias(database, alias, at, since=kept_since(settings.retention.pairs_days, at))
+        since = kept_since(settings.retention.pairs_days, at)
+        least, place = settings.feedback.judge.min_margin, mining_place(settings)
+        near = similarity_of(settings.feedback.similarity)
+        mined = mine_alias(database, alias, at, since=since, min_judged_margin=least, place=place, similarity=near)
         found = select_mined(database, settings, alias) if if_due else None
         reason = why_not_due(database, settings, alias, len(found.new), found.left_out) if found else None
         if reason:
@@ -87,8 +93,8 @@ def retrain_run(
         score_toxicity = toxicity_scorer(settings)
         selected = select_mined(database, settings, alias, score_toxicity)
         inputs = RoundInputs(
-            new=selected.new,
-            earlier=selected.earlier,
+            new=PairsById(database, selected.new),
+            earlier=PairsById(database, selected.earlier),
             score_toxicity=score_toxicity,
             open_canary=canary_opener(database, settings, alias),
             skipped=Counter(mined.skipped) + selected.left_out,
@@ -191,6 +197,8 @@ def retrain_status(model: ModelOption = None, as_json: JsonFlag = False) -> None
     fields: dict[str, Any] = {"alias": alias, "new_pairs": n_new, "left_out": dict(left_out)}
     fields |= {"due": reason is None, "why_not_due": reason}
     fields |= {"run": newest.id, "status": newest.status.value, "step": newest.step} if newest else {"run": None}
+    run_left_out = newest.detail.get("left_out", {}) if newest else {}
+    fields |= {"run_left_out": {name: n for name, n in run_left_out.items() if n}}
     print_fields(fields, as_json=as_json)
 
 

@@ -4,41 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pawl.clock import now
 from pawl.database import Database
 from pawl.settings import Settings
 
 if TYPE_CHECKING:
-    from feedback.filters.filtering import Filtered
-    from feedback.pairs import PreferencePair
-    from feedback.poisoning.defence import Defended
+    from feedback.filters.filtering import Sifted
+    from feedback.poisoning.defence import Judged
+    from feedback.selection import Selected
 
 ScoreToxicity = Callable[[Sequence[str]], list[float]]
 
 
-def filter_mined(
-    database: Database,
-    settings: Settings,
-    pairs: Sequence[PreferencePair],
-    score_toxicity: ScoreToxicity | None = None,
-) -> Filtered:
-    """Keep which of these stored pairs are worth training on.
-
-    Args:
-        score_toxicity: for texts that users wrote; those of models were scored when they were served.
-    """
-    from feedback.filters.stored import Judges, filter_stored
-    from monitoring.refusal import classify_response
-    from pawl.cli.worker import load_lexicon
-
-    lexicon = load_lexicon(settings.worker.scoring.harmful_patterns)
-    judges = Judges(classify_response, lexicon.is_harmful, score_toxicity)
-    return filter_stored(database, pairs, settings.feedback.filters, judges)
-
-
-def shown(filtered: Filtered) -> dict[str, object]:
+def shown(filtered: Sifted) -> dict[str, object]:
     """For people and for programs: how many were kept, and how many not by reason."""
     bias = filtered.length_bias
     return {
@@ -50,29 +30,14 @@ def shown(filtered: Filtered) -> dict[str, object]:
     }
 
 
-class Selected(NamedTuple):
-    """What a round may train on, and what became of the rest."""
-
-    new: list[PreferencePair]
-    """No promoted run has trained on these yet."""
-    earlier: list[PreferencePair]
-    filtered: Filtered
-    """Of the new ones."""
-    defended: Defended
-    """Of all that the filters keep: caps and tests are about the whole set."""
-
-    @property
-    def left_out(self) -> Counter[str]:
-        """How many pairs are not trained on, by reason."""
-        dropped = Counter({reason.value: n for reason, n in self.filtered.dropped.items()})
-        held = Counter(held.reason.value for held in self.defended.quarantined)
-        return dropped + held + Counter({reason.value: n for reason, n in self.defended.refused.items()})
-
-
 def select_stored(
     database: Database, settings: Settings, alias: str, score_toxicity: ScoreToxicity | None = None
 ) -> Selected:
-    """Filter an alias's stored pairs and defend what is left against poisoning. Changes nothing that is stored."""
+    """Filter an alias's stored pairs and defend what is left against poisoning. Changes nothing that is stored.
+
+    Args:
+        score_toxicity: for texts that users wrote; those of models were scored when they were served.
+    """
     return _select(database, settings, alias, score_toxicity, now())
 
 
@@ -84,7 +49,7 @@ def select_mined(
 
     at = now()
     selected = _select(database, settings, alias, score_toxicity, at)
-    held = {held.pair.id: held.reason.value for held in selected.defended.quarantined}
+    held = {pair_id: reason.value for pair_id, reason in selected.defended.quarantined.items()}
     save_quarantine(database, alias, held, at)
     return selected
 
@@ -92,24 +57,25 @@ def select_mined(
 def _select(
     database: Database, settings: Settings, alias: str, score_toxicity: ScoreToxicity | None, at: float
 ) -> Selected:
-    from feedback.poisoning.reviews import defend_stored
-    from feedback.store import load_pairs
+    from feedback.filters.stored import Judges
+    from feedback.part_workers import Processes, usable_cores
+    from feedback.selection import Rules, select_pairs
+    from monitoring.refusal import classify_response
+    from pawl.cli.worker import load_lexicon
 
-    new = filter_mined(database, settings, load_pairs(database, alias, used=False), score_toxicity)
-    earlier = filter_mined(database, settings, load_pairs(database, alias, used=True), score_toxicity)
-    defended = defend_stored(database, alias, [*new.kept, *earlier.kept], settings.feedback.defence, at)
-    accepted = {pair.id for pair in defended.accepted}
-    return Selected(
-        [pair for pair in new.kept if pair.id in accepted],
-        [pair for pair in earlier.kept if pair.id in accepted],
-        new,
-        defended,
+    lexicon = load_lexicon(settings.worker.scoring.harmful_patterns)
+    judges = Judges(classify_response, lexicon.is_harmful, score_toxicity)
+    rules = Rules(settings.feedback.filters, settings.feedback.defence, judges)
+    # A scorer stays where its model is.
+    place = (
+        None if score_toxicity else Processes(settings.database, settings.feedback.mining.processes or usable_cores())
     )
+    return select_pairs(database, alias, rules, at, place)
 
 
-def defence_shown(defended: Defended) -> dict[str, object]:
+def defence_shown(defended: Judged) -> dict[str, object]:
     """For people and for programs: how many pairs the defence lets in, and how many not by reason."""
-    held = Counter(held.reason for held in defended.quarantined)
+    held = Counter(defended.quarantined.values())
     return {
         "accepted": len(defended.accepted),
         "quarantined": {reason.value: n for reason, n in sorted(held.items())},

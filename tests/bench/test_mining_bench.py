@@ -13,6 +13,7 @@ from pawl.database import Database
 from tests.feedback.whole_history import whole_history
 
 SIZE = Size(interactions=20_000, signals=2_000, users=1_000)
+SAID_BY_USERS = set(Source) - {Source.JUDGE, Source.SIMILAR_THUMBS}
 SMALL = Size(interactions=500, signals=100, users=10)
 
 
@@ -31,7 +32,7 @@ def test_the_history_gives_what_it_gives_at_once(database: Database) -> None:
     build_history(database, SIZE, 1)
     mined = mine_alias(database, ALIAS, 100.0, part_rows=400)
     whole = mine_pairs(*whole_history(database, ALIAS))
-    assert set(mined.by_source) == set(Source), "every source has its share"
+    assert set(mined.by_source) == SAID_BY_USERS, "every source has its share"
     assert mined.by_source == Counter(pair.source for pair in whole.pairs)
     assert mined.skipped == whole.skipped
     assert load_pairs(database, ALIAS) == list(whole.pairs)

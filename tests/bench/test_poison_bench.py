@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.poison import QUICK, Outcome, Scenario, broken_bounds, run
+from bench.poison import QUICK, SWARM, Outcome, Scenario, broken_bounds, run
 from bench.poison_world import APPLICATION, SLOW_DRIP, TRIGGER, World, honest_world
 from pawl.settings import DefenceSettings
 
@@ -18,15 +18,16 @@ def world() -> World:
     return honest_world(np.random.default_rng(0), N_PAIRS)
 
 
-@pytest.mark.parametrize("scenario", QUICK, ids=lambda each: f"{each.attack.name}-{each.n_accounts}")
+@pytest.mark.parametrize("scenario", QUICK, ids=lambda each: f"{each.name}-{each.n_accounts}")
 def test_no_bound_is_broken(world: World, scenario: Scenario) -> None:
     outcome = run(world, scenario, 0, SETTINGS)
     assert list(broken_bounds(outcome, SETTINGS)) == []
     assert outcome.got_in + sum(outcome.stopped_by.values()) == outcome.injected == round(scenario.share * N_PAIRS)
 
 
-def test_the_swarm_fills_what_its_key_may_have(world: World) -> None:
-    outcome = run(world, QUICK[-1], 0, SETTINGS)
+@pytest.mark.parametrize("swarm", [SWARM, SWARM._replace(is_single=True)], ids=lambda each: each.name)
+def test_the_swarm_fills_what_its_key_may_have(world: World, swarm: Scenario) -> None:
+    outcome = run(world, swarm, 0, SETTINGS)
     assert 0.09 < outcome.of_key <= SETTINGS.caps.key_share
 
 

@@ -57,7 +57,10 @@ from tests.servers import PostgreSQL
 
 ROOT = Path(__file__).parents[2]
 ANN = Subject("ann")
-PERSONAL = {"interactions", "feedback_events", "scores", "pairs", "dead_letters", "limit_windows", "limit_slots"}
+PERSONAL = {
+    "interactions", "feedback_events", "scores", "judge_verdicts", "pairs", "dead_letters", "limit_windows",
+    "limit_slots",
+}  # fmt: skip
 IMPERSONAL = {
     "models", "runs", "routes", "rollouts", "decisions", "leases", "api_keys", "table_changes", "audit_events",
     "tombstones", "erasure_places", "pair_reviews",
@@ -86,7 +89,7 @@ def test_all_of_one_person_and_nothing_of_another(database: Database, tmp_path: 
     assert mentions(before, "ann") == ["feedback_events", "interactions", "pairs"]
     assert mentions(after, "ann") == []
     assert report.as_json()["counts"] == {
-        "interactions": 8, "feedback": 8, "scores": 8, "pairs": 4, "dead_letters": 0, "limits": 0,
+        "interactions": 8, "feedback": 8, "scores": 8, "verdicts": 0, "pairs": 4, "dead_letters": 0, "limits": 0,
     }  # fmt: skip
     for table in ("interactions", "feedback_events", "pairs", "scores"):
         assert [row for row in before[table] if "bob" in str(row)] == [row for row in after[table] if "bob" in str(row)]
@@ -143,7 +146,7 @@ def test_a_dry_run_counts_what_will_go(database: Database, tmp_path: Path) -> No
     with database.read() as connection:
         foreseen, learned = count_for(connection, person), models_of(connection, person)
     report = erase(database, tmp_path)
-    assert dict(report.counts) == dict(foreseen)
+    assert dict(report.counts) == dict(+foreseen)
     assert learned == list(report.models) == [ADAPTER, CHILD]
 
 

@@ -28,6 +28,8 @@ from feedback.pairs import PreferencePair, UnpairedExample
 
 ASK: tuple[Message, ...] = ({"role": "user", "content": "Hello?"},)
 TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": 1}'}}
+READ_CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": {"at": 1}}}
+"""The same as chat templates read it."""
 
 
 def assistant(text: str | None, **fields: Any) -> Message:
@@ -173,7 +175,8 @@ def test_texts_come_back_from_datasets_as_they_were(tmp_path: Path) -> None:
     rows = {int(row["pair_id"], 16): row for row in loaded}
     assert rows[3]["rejected"][0]["content"] == "nul \x00, line \u2028 and \U0001f600"
     assert rows[3]["chosen"][0]["content"] == "\ufffd lone"
-    assert rows[4]["chosen"][0]["tool_calls"][0]["function"] == TOOL_CALL["function"]
+    assert rows[4]["chosen"] == [{"role": "assistant", "content": "", "tool_calls": [READ_CALL]}]
+    assert 6 not in rows
     assert [message["content"] for message in rows[8]["prompt"]] == ["Hello?", "mid", "more"]
 
 
@@ -298,5 +301,21 @@ def test_parquet_loads_with_datasets_as_the_lines_do(tmp_path: Path) -> None:
     write_export(path, [pair])
     (row,) = datasets.load_dataset("parquet", data_files=str(path), cache_dir=str(tmp_path / "cache"), split="train")
     assert [message["content"] for message in row["prompt"]] == ["Hello?", "mid", "Hello?"]
-    assert row["chosen"][0]["tool_calls"] == [TOOL_CALL]
-    assert (row["rejected"][0]["role"], row["rejected"][0]["content"]) == ("assistant", "b")
+    assert row["chosen"][0]["tool_calls"] == [READ_CALL]
+    assert row["rejected"] == [{"role": "assistant", "content": "b"}]
+
+
+def test_what_comes_late_in_a_file_has_no_fields_that_others_have(tmp_path: Path) -> None:
+    """Types are guessed from the first bytes of JSON lines: a row unlike them would stop the loading further down."""
+    datasets = pytest.importorskip("datasets")
+    other = {**TOOL_CALL, "function": {"name": "find", "arguments": '{"where": {"x": [1]}}'}}
+    told = {"role": "tool", "tool_call_id": "call_1", "content": "there"}
+    odd = make_pair(
+        999, assistant(None, tool_calls=[TOOL_CALL]), assistant("b"), (*ASK, assistant("", tool_calls=[other]), told)
+    )
+    path = tmp_path / "pairs.jsonl"
+    write_export(path, [*(make_pair(n, assistant(f"a{n}"), assistant(f"b{n}")) for n in range(300)), odd])
+    options = {"data_files": str(path), "cache_dir": str(tmp_path / "cache"), "split": "train", "chunksize": 8192}
+    loaded = list(datasets.load_dataset("json", **options))
+    assert loaded == read_export(path)
+    assert len(loaded) == 301

@@ -11,12 +11,12 @@ import sqlalchemy as sa
 
 from feedback import stored_pairs
 from feedback.candidates import Skipped
-from feedback.history import read_answers, read_history, read_opinions, read_texts
+from feedback.history import hold_texts, read_answers, read_history, read_opinions, read_texts
 from feedback.judging import decide
 from feedback.mining import mine_alias
 from feedback.partitions import Part, cut
 from feedback.store import count_pairs, delete_texts, load_pairs
-from feedback.stored_pairs import follow, withdraw
+from feedback.stored_pairs import draft, follow, withdraw
 from pawl.database import Database
 from tests.pawl.records import interaction_id, save, served, thumb
 
@@ -81,9 +81,11 @@ def test_a_text_erased_while_it_was_judged_makes_no_pair(database: Database) -> 
     (part,) = cut(read_history(database, ALIAS), 100)
     answers = {answer.id: answer for answer in read_answers(database, part.interactions)}
     decisions = decide(answers.values(), read_opinions(database, part.events))
+    drafts = draft(database, decisions.settled, answers, 100.0)
     assert delete_texts(database, interaction_id(2), {})
-    changes = follow(database, [], decisions.settled, answers, 100.0)
+    changes = follow(database, [], decisions.settled, drafts)
     assert (changes.added, changes.erased) == (0, decisions.settled)
+    assert draft(database, decisions.settled, answers, 100.0) == {}
     assert count_pairs(database) == {}
     assert mine_alias(database, ALIAS, 100.0).skipped == {Skipped.NOT_STORED: 1, Skipped.UNPAIRED: 1}
 
@@ -104,10 +106,11 @@ def test_miners_come_to_rows_in_one_order(database: Database, monkeypatch: pytes
         return len(rows)
 
     monkeypatch.setattr(Database, "insert_new", inserted)
-    ids = sorted(claim.pair_id for claim in settled)
+    drafts = draft(database, settled, answers, 100.0)
+    ids = sorted(drafts)
     for order in (settled, settled[::-1]):
         written.clear()
-        assert follow(database, [], order, answers, 100.0).added == 10
+        assert follow(database, [], order, drafts).added == 10
         assert written == [ids[:4], ids[4:8], ids[8:]]
 
 
@@ -129,7 +132,7 @@ def test_who_erases_a_text_waits_until_its_pair_is_there_to_be_erased(database: 
     save(database, [served(1)])
     erasing = threading.Thread(target=delete_texts, args=(database, interaction_id(1), {}))
     with database.write() as connection:
-        assert read_texts(connection, [interaction_id(1)], hold=True).keys() == {interaction_id(1)}
+        assert hold_texts(connection, [interaction_id(1)]) == {interaction_id(1)}
         erasing.start()
         erasing.join(SEEN)
         waits = erasing.is_alive()

@@ -46,7 +46,7 @@ def say(number: int, text: str | None, prompt: tuple[Message, ...] = HELLO, **ch
     return interaction(iid(number), **(fields | changes))
 
 
-def tell(at: float, kind: str, about: int, value: str | bool | None = None, **changes: Any) -> FeedbackEvent:
+def tell(at: float, kind: str, about: int, value: str | float | None = None, **changes: Any) -> FeedbackEvent:
     """Feedback on interaction `about` at second `at`; one event per time, so `at` names it."""
     fields = {"id": hashlib.md5(f"{at}".encode()).hexdigest(), "key_id": "key", "created_at": at}
     return feedback(iid(about), kind, value, **(fields | changes))
@@ -58,6 +58,10 @@ def up(at: float, about: int, **changes: Any) -> FeedbackEvent:
 
 def down(at: float, about: int, **changes: Any) -> FeedbackEvent:
     return tell(at, "thumbs", about, "down", **changes)
+
+
+def rate(at: float, about: int, value: float, **changes: Any) -> FeedbackEvent:
+    return tell(at, "rating", about, value, **changes)
 
 
 def better(at: float, preferred: int, other: int, **changes: Any) -> FeedbackEvent:
@@ -195,6 +199,12 @@ TOOL_CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "a
         (Skipped.CONTRADICTION, [replace(A, created_at=99.0), B_OF_A], []),
         (Skipped.CONTRADICTION, [A], [up(8, 1, feedback_id="one"), down(9, 1, feedback_id="two")]),
         (Skipped.CONTRADICTION, [A], [up(8, 1), tell(9, "report", 1, "harmful")]),
+        (Skipped.CONTRADICTION, [A], [up(8, 1), rate(9, 1, 0.0)]),
+        (Skipped.CONTRADICTION, [A], [rate(8, 1, 1.0), down(9, 1, user_id="bob", feedback_id="other")]),
+        (Skipped.INCOMPLETE, [replace(A, is_complete=False)], [rate(9, 1, 1.0)]),
+        (Skipped.NOT_STORED, [replace(A, is_stored=False)], [rate(9, 1, 0.0)]),
+        (Skipped.MISSING_INTERACTION, [], [rate(9, 1, 1.0)]),
+        (Skipped.IDENTICAL, [A, say(2, "first")], [rate(8, 1, 1.0), rate(9, 2, 0.0)]),
         (Skipped.CONTRADICTION, [A, B_OF_A], [tell(9, "report", 2, "harmful")]),
     ],
 )
@@ -221,7 +231,9 @@ def test_a_lone_thumb_is_an_unpaired_example() -> None:
 # Contradictions
 
 
-@pytest.mark.parametrize("event", [up(9, 1), down(9, 2), tell(9, "report", 2, "wrong")])
+@pytest.mark.parametrize(
+    "event", [up(9, 1), down(9, 2), tell(9, "report", 2, "wrong"), rate(9, 1, 0.75), rate(9, 2, 0.25)]
+)
 def test_a_regeneration_that_a_signal_speaks_against_makes_no_pair(event: FeedbackEvent) -> None:
     mined = mine_pairs([A, B_OF_A], [event])
     assert mined.pairs == ()
@@ -355,8 +367,9 @@ interactions_ = st.tuples(
         for number in range(N_KNOWN)
     )
 )
-VALUES: Mapping[str, st.SearchStrategy[str]] = {
+VALUES: Mapping[str, st.SearchStrategy[str | float]] = {
     "thumbs": st.sampled_from(["up", "down"]),
+    "rating": st.sampled_from([0.0, 0.25, 0.26, 0.5, 0.74, 0.75, 1.0]),
     "edit": st.sampled_from(["red", "better", " "]),
     "choice": NUMBERS.map(lambda number: f"chatcmpl-{iid(number)}"),
     "regenerate": NUMBERS.map(lambda number: f"chatcmpl-{iid(number)}"),
@@ -369,7 +382,7 @@ VALUES: Mapping[str, st.SearchStrategy[str]] = {
 def events_(draw: st.DrawFn) -> list[FeedbackEvent]:
     events = []
     for index in range(draw(st.integers(0, 14))):
-        kind = draw(st.sampled_from(["thumbs", "thumbs", *VALUES]))
+        kind = draw(st.sampled_from(["thumbs", "thumbs", "rating", *VALUES]))
         user = draw(st.sampled_from(["ann", "bob"]))
         about = draw(NUMBERS)
         event = tell(
@@ -397,9 +410,9 @@ def count_candidates(interactions: Sequence[Interaction], events: Sequence[Feedb
     known = {each.id: each for each in interactions}
     votes: dict[str, set[str]] = {}
     for event in live:
-        if event.type in ("thumbs", "report"):
-            votes.setdefault(event.interaction_id, set()).add("down" if event.type == "report" else str(event.value))
-    thumbed = {e.interaction_id for e in live if e.type == "thumbs"}
+        if vote := vote_of(event):
+            votes.setdefault(event.interaction_id, set()).add(vote)
+    thumbed = {e.interaction_id for e in live if e.type != "report" and vote_of(e)}
     refused = 0
     tally: dict[tuple[str, str], Counter[str]] = {}
     for each in (known.get(interaction_id) for interaction_id in thumbed):
@@ -409,6 +422,13 @@ def count_candidates(interactions: Sequence[Interaction], events: Sequence[Feedb
             conversation = tally.setdefault((each.alias, json.dumps(each.prompt)), Counter())
             conversation.update(votes[each.id])
     return len(stated) + refused + sum(max(conversation.values()) for conversation in tally.values())
+
+
+def vote_of(event: FeedbackEvent) -> str | None:
+    """Up or down; middling ratings and other kinds are no vote."""
+    if event.type == "rating":
+        return "up" if float(event.value or 0) >= 0.75 else "down" if float(event.value or 0) <= 0.25 else None
+    return str(event.value) if event.type == "thumbs" else "down" if event.type == "report" else None
 
 
 def is_usable(each: Interaction) -> bool:

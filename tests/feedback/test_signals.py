@@ -239,12 +239,12 @@ def test_what_stands_is_the_newest_of_its_id(events: Sequence[FeedbackEvent]) ->
     ],
 )
 def test_what_says_up_or_down(kind: str, value: str | float, thumb: Thumbs | None) -> None:
-    assert thumb_of(replace(make_event(1), type=kind, value=value)) is thumb
+    assert thumb_of(kind, value) is thumb
 
 
 @pytest.mark.parametrize("kind", ["thumbs", "rating"])
 def test_a_retraction_says_neither(kind: str) -> None:
-    assert thumb_of(replace(make_event(1, is_retraction=True), type=kind)) is None
+    assert thumb_of(kind, None) is None
 
 
 WORDS = st.none() | st.text(min_size=1, max_size=5)

@@ -36,6 +36,7 @@ def config_schema() -> JsonSchema:
     properties = schema["properties"]
     properties["database"]["properties"].pop("password")
     properties["auth"]["properties"].pop("secret")
+    properties["feedback"]["properties"]["judge"]["properties"].pop("api_key")
     properties["database"]["properties"]["url"]["pattern"] = NO_PASSWORD_URL
     model = properties["serving"]["properties"]["models"]["additionalProperties"]
     model["required"].remove("engines")  # The chart fills them in.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring.refusal import Response, classify_response, find_decline, strip_thinking
+from monitoring.refusal import _RULES, HINTS, Response, classify_response, find_decline, strip_thinking
 from tests.monitoring.refusal_samples import SAMPLES, Sample
 
 # Known misses, kept in the sample so that the figures stay honest.
@@ -28,6 +28,21 @@ def test_precision_and_recall_on_the_labelled_sample(label: Response) -> None:
 @pytest.mark.parametrize("sample", [s for s in SAMPLES if s.text not in KNOWN_MISSES], ids=lambda s: repr(s.text[:40]))
 def test_labelled_answer(sample: Sample) -> None:
     assert classify_response(sample.text) == sample.label, find_decline(strip_thinking(sample.text))
+
+
+FRAGMENTS = (
+    *("i ", "we ", "sorry, ", "no", "never", ".", " to ", "help", "provide that", "can't ", "cannot ", "will not be "),
+    *("won't ", "'m unable to ", " am not going to ", "must not ", "say no", "that's a hard no", "refuse", "decline "),
+    *("would rather not", "don't ", "feel comfortable", "not comfortable", "something i can", "be wrong for me to "),
+    *("my policies ", "prevent", "against our guidelines", "have no intention of helping", "not a chance", "isn't "),
+)
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("".join) | st.sampled_from([s.text for s in SAMPLES]))
+def test_whatever_a_rule_matches_has_one_of_its_hints(text: str) -> None:
+    for name, pattern in _RULES:
+        for found in pattern.finditer(text.lower().replace("’", "'")):
+            assert any(hint in found.group() for hint in HINTS[name])
 
 
 @given(st.text())

@@ -69,7 +69,7 @@ def interaction_id(number: int) -> str:
     return f"{number:048x}"
 
 
-def feedback(suffix: str, kind: str = "thumbs", value: str | bool | None = "up", **changes: Any) -> FeedbackEvent:
+def feedback(suffix: str, kind: str = "thumbs", value: str | float | None = "up", **changes: Any) -> FeedbackEvent:
     """What somebody said of the completion with this id without its prefix; one event for each time and completion."""
     created_at = changes.get("created_at", 1.0)
     fields: dict[str, Any] = {

@@ -180,7 +180,7 @@ def test_a_dry_run_prints_the_engines_command(cli: Cli) -> None:
 
 def test_the_database_is_upgraded_and_checked(cli: Cli) -> None:
     assert cli("db", "check").code == 2
-    assert cli("db", "upgrade").out == "schema at 0005\n"
+    assert cli("db", "upgrade").out == "schema at 0006\n"
     assert cli("db", "upgrade").code == 0
     assert cli("db", "check", "--json").json()["schema"] == "current"
 

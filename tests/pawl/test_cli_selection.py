@@ -72,3 +72,14 @@ def test_single_thumbs_are_filtered_and_what_is_left_out_is_counted(cli: Cli, sh
     assert said.out == "1 rows in kto.jsonl\nsingle thumbs left out: 1 opted_out, 1 secret\n"
     (row,) = map(json.loads, (tmp_path / "kto.jsonl").read_text().splitlines())
     assert row["completion"][0]["content"] == f"answer {int(interaction_id(3), 16)}"
+
+
+def test_single_thumbs_are_defended_against_who_sends_many(cli: Cli, shared: Database, tmp_path: Path) -> None:
+    nobody: dict[str, Any] = {"key_id": "k1", "user_id": None}
+    answers = [served(n, question=f"question {n} about word{n}", **nobody) for n in range(1, PAIRS + 1)]
+    answers.append(served(PAIRS + 1, question="Which day?"))
+    save(shared, answers, [feedback(each.id, "rating", 1.0, created_at=20.0, key_id=each.key_id) for each in answers])
+    said = cli("pairs", "export", "--format", "kto", "--out", "kto.jsonl")
+    assert said.out == f"1 rows in kto.jsonl\nsingle thumbs left out: {PAIRS} flood\n"
+    (row,) = map(json.loads, (tmp_path / "kto.jsonl").read_text().splitlines())
+    assert row["completion"][0]["content"] == f"answer {PAIRS + 1}"

@@ -31,7 +31,7 @@ def test_several_processes_upgrade_at_once(database_url: str, tmp_path: Path) ->
         for _ in range(3)
     ]
     ends = [(*process.communicate(timeout=120), process.returncode) for process in started]
-    assert ends == [("schema at 0005\n", "", 0)] * 3
+    assert ends == [("schema at 0006\n", "", 0)] * 3
     database = open_database(DatabaseSettings(url=database_url))
     require_current_schema(database)
     database.close()

@@ -14,15 +14,16 @@ from retrain.dataset import (
     Mixed,
     Origin,
     TrainingExample,
+    Untrainable,
     apportion,
     check_no_leak,
     dataset_manifest,
     drop_leaks,
     example_of,
-    is_plain_text,
     mix,
     parse_originals,
     swap_preferences,
+    untrainable,
 )
 from retrain.errors import BadData, DataLeak
 from tests.retrain.tiny_model import make_pair
@@ -138,8 +139,28 @@ def test_a_bad_original_preference_is_named_by_its_line(line: str) -> None:
         parse_originals([line])
 
 
-def test_tool_calls_and_images_are_not_plain_text() -> None:
+def test_tool_calls_are_trained_on_where_the_template_shows_them() -> None:
     pair = make_pair(0)
-    tool_call = replace(pair, chosen={"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]})
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    calling = replace(pair, chosen={"role": "assistant", "content": "", "tool_calls": [call]})
+    told = replace(pair, prompt=(*pair.prompt, calling.chosen, {"role": "tool", "content": "x"}))
+    broken = replace(pair, chosen={"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]})
     image = replace(pair, prompt=({"role": "user", "content": [{"type": "image_url"}]},))
-    assert [is_plain_text(one) for one in (pair, tool_call, image)] == [True, False, False]
+    ones = (pair, calling, told, broken, image)
+    never = [Untrainable.BROKEN_CALL, Untrainable.NOT_TEXT]
+    assert [untrainable(one, reads_tools=True) for one in ones] == [None, None, None, *never]
+    no_tools = [None, Untrainable.NO_TOOLS, Untrainable.NO_TOOLS]
+    assert [untrainable(one, reads_tools=False) for one in ones] == [*no_tools, *never]
+
+
+def test_original_preferences_keep_their_tool_calls() -> None:
+    calls = [{"type": "function", "function": {"name": "look", "arguments": {"at": 1}}}]
+    row = {
+        "prompt": [{"role": "user", "content": "hello"}, {"role": "assistant", "tool_calls": calls}],
+        "chosen": [{"role": "assistant", "content": "", "tool_calls": calls}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    (example,) = parse_originals([json.dumps(row)])
+    assert example.prompt[1] == {"role": "assistant", "content": None, "tool_calls": calls}
+    assert example.chosen["tool_calls"] == calls
+    assert untrainable(example, reads_tools=True) is None

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from transformers import AutoTokenizer
 
+from feedback.interactions import Message
 from pawl.settings import TrainingSettings
 from retrain.dataset import Origin, example_of
 from retrain.dpo import DPORun, TrainingResult, train
 from retrain.errors import TrainingFailed
 from retrain.logprobs import implicit_rewards
+from retrain.preflight import check, encoder_of
 from retrain.progress import LoggedStep
 from tests.retrain.tiny_model import TRAINING, make_pair
+from tests.retrain.tool_model import make_tool_model
 
 pytestmark = pytest.mark.training
 
@@ -71,19 +76,42 @@ def test_a_continued_adapter_starts_where_its_parent_is(tiny_base: Path, fresh: 
         assert not any(".ref" in name for name in weights.keys())  # noqa: SIM118
 
 
-def test_the_same_seed_gives_the_same_weights(tiny_base: Path, tmp_path: Path) -> None:
-    one = train(run_on(tiny_base, tmp_path / "one"), EXAMPLES[:8])
+def test_the_same_seed_gives_the_same_weights_and_every_logged_step_is_reported(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    seen: list[LoggedStep] = []
+    one = train(run_on(tiny_base, tmp_path / "one"), EXAMPLES[:8], seen.append)
     two = train(run_on(tiny_base, tmp_path / "two"), EXAMPLES[:8])
     files = [result.adapter_dir / "adapter_model.safetensors" for result in (one, two)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
-
-def test_every_logged_step_is_reported(tiny_base: Path, tmp_path: Path) -> None:
-    seen: list[LoggedStep] = []
-    result = train(run_on(tiny_base, tmp_path), EXAMPLES[:8], seen.append)
     assert [logged.step for logged in seen] == [1, 2]
     assert all(logged.n_steps == 2 and "rewards/margins" in logged.values for logged in seen)
-    assert len(result.history) == 2
+    assert len(one.history) == 2
+
+
+def test_answers_that_only_call_tools_are_told_apart(tmp_path: Path) -> None:
+    """Without the calls the two sides would be one text, and nothing could be learned."""
+
+    def call(day: str) -> Message:
+        function = {"name": "get_weather", "arguments": f'{{"city": "Oslo", "day": "{day}"}}'}
+        return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+
+    asked: list[Message] = [
+        {"role": "user", "content": "Is it cold?"},
+        call("monday"),
+        {"role": "tool", "content": "-3"},
+    ]
+    example = replace(EXAMPLES[0], prompt=tuple(asked), chosen=call("sunday"), rejected=call("friday"))
+    examples = [replace(example, pair_id=str(number)) for number in range(8)]
+    base = make_tool_model(tmp_path / "base")
+    training = DPO_ALONE.model_copy(update={"max_length": 1024, "batch_size": 2})
+
+    report = check(examples, encoder_of(AutoTokenizer.from_pretrained(base)), max_length=1024)
+    assert (report.problems, report.n_same_sides) == ((), 0)
+    result = train(run_on(base, tmp_path / "out", training), examples)
+    assert result.history[-1]["rewards/margins"] > 0
+    assert result.loss_last < result.loss_first
 
 
 def test_an_exploding_training_is_an_error(tiny_base: Path, tmp_path: Path) -> None:

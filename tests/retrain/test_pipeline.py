@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from feedback.filters.holdout import Split, split_holdout
+from feedback.pairs import PreferencePair
 from feedback.tombstones import Subject
 from pawl import registry
 from pawl.database import Database
@@ -33,6 +34,7 @@ from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, iso_week, ru
 from tests.feedback.people import eraser
 from tests.retrain.fake_engine import FakeEngine, serving
 from tests.retrain.tiny_model import TRAINING, make_pair
+from tests.retrain.tool_model import make_tool_model
 
 REFUSAL = "I'm sorry, but I can't help with that."
 PAIRS = [make_pair(number) for number in range(45)]
@@ -222,6 +224,41 @@ def test_a_set_that_does_not_fit_stops_before_the_training(database: Database, s
     (run,) = registry.list_runs(database)
     assert (run.status, run.step) == (RunStatus.ERROR, "preflight")
     assert not (settings.retrain.runs_dir / run.id / "train").exists()
+
+
+def calling(number: int) -> PreferencePair:
+    """Both answers call a tool and say nothing; only the arguments tell them apart."""
+
+    def call(topic: str) -> dict[str, Any]:
+        function = {"name": "look_up", "arguments": json.dumps({"topic": topic})}
+        return {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "c", "type": "function", "function": function}],
+        }
+
+    return replace(make_pair(number), chosen=call("tea"), rejected=call("rain"))
+
+
+@pytest.mark.parametrize("reads_tools", [False, True])
+def test_tool_calls_are_trained_on_if_the_template_shows_them_and_counted_if_not(
+    database: Database, settings: Settings, tmp_path: Path, reads_tools: bool
+) -> None:
+    photo = replace(make_pair(90), prompt=({"role": "user", "content": [{"type": "image_url"}]},))
+    base = make_tool_model(tmp_path / "tools") if reads_tools else settings.engine.model
+    short = settings.retrain.training.model_copy(update={"max_length": 6})
+    changes = {"training": short, "base_model": base}
+    tight = settings.model_copy(update={"retrain": settings.retrain.model_copy(update=changes)})
+    inputs = replace(INPUTS, new=[*PAIRS, *map(calling, range(80, 89)), photo])
+    with pytest.raises(PreflightFailed):
+        run_round(database, tight, "assistant", inputs, RoundOptions(mix=ALL_NEW))
+    (run,) = registry.list_runs(database)
+    built = settings.retrain.runs_dir / run.id / "build"
+    left_out = json.loads((built / "manifest.json").read_text())["left_out"]
+    assert left_out == run.detail["left_out"]
+    counts = {name: left_out[name] for name in ("not_text", "broken_tool_call", "template_without_tools")}
+    assert counts == {"not_text": 1, "broken_tool_call": 0, "template_without_tools": 0 if reads_tools else 9}
+    assert ("look_up" in (built / "training.jsonl").read_text()) == reads_tools
 
 
 @pytest.mark.parametrize("moment", ["before they are written", "before they are copied", "when they were read again"])

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from feedback.interactions import Message
+from practice.tokenizer import CHAT_TEMPLATE
 from retrain.dataset import Origin, TrainingExample, example_of
-from retrain.preflight import Encoder, check, encoder_of
+from retrain.preflight import Encoder, check, encoder_of, reads_tools
 from tests.retrain.tiny_model import TEMPLATE, make_pair, make_tokenizer
+from tests.retrain.tool_model import make_byte_tokenizer, template
 
 EXAMPLES = [example_of(make_pair(number), Origin.NEW) for number in range(20)]
 
@@ -23,6 +25,20 @@ def test_a_sound_set_has_no_problems() -> None:
     assert report.n_examples == 20
     assert report.mean_length_difference == 0
     assert 0 < report.longest < 64
+
+
+def test_templates_that_leave_tool_calls_out_or_refuse_them_are_told_from_those_that_show_them() -> None:
+    tokenizer = make_byte_tokenizer()
+    told = {}
+    for name in ("qwen2_5", "llama3_1", "qwen3", "llama3", "gemma3", "phi3", "cohere2"):
+        tokenizer.chat_template = template(name)
+        told[name] = reads_tools(tokenizer)
+    assert told == dict.fromkeys(("qwen2_5", "llama3_1", "qwen3"), True) | dict.fromkeys(
+        ("llama3", "gemma3", "phi3", "cohere2"), False
+    )
+    for written in (CHAT_TEMPLATE, TEMPLATE, None):
+        tokenizer.chat_template = written
+        assert not reads_tools(tokenizer)
 
 
 def test_long_prompts_and_answers_are_counted_apart() -> None:

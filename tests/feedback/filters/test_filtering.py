@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feedback.filters.contradiction import contradicted
 from feedback.filters.evidence import Evidence, ServedAnswer
-from feedback.filters.filtering import filter_pairs, filter_singles
+from feedback.filters.filtering import Sifted, disputed_pairs, examine, filter_pairs, filter_singles, sift
 from feedback.filters.reasons import Reason
 from feedback.interactions import Message
 from feedback.pairs import PreferencePair, UnpairedExample
@@ -92,6 +93,19 @@ def test_nobody_is_kept_who_opted_out_or_was_not_stored_or_not_finished(
         assert "ann" not in evidence.opted_out or not any(
             who.endswith("/ann") for who in (*pair.principals, *(side.owner for side in known))
         )
+
+
+@given(crowds(), bodies_of_evidence(), settings, st.integers(1, 5))
+def test_pairs_in_lots_are_filtered_as_those_in_a_list(
+    pairs: list[PreferencePair], evidence: Evidence, chosen: FilterSettings, n_batch: int
+) -> None:
+    pairs = _distinct(pairs)
+    lots = [pairs[start : start + n_batch] for start in range(0, len(pairs), n_batch)]
+    examined = [examine(lot, evidence, chosen) for lot in lots]
+    disputed = set(disputed_pairs(examined, chosen))
+    sifted = sift(examined, contradicted(each for each in pairs if each.id in disputed), chosen)
+    filtered = filter_pairs(pairs, evidence, chosen)
+    assert sifted == Sifted(tuple(each.id for each in filtered.kept), *list(vars(filtered).values())[1:])
 
 
 @given(crowds())

@@ -28,10 +28,14 @@ def of_lengths(sizes: list[tuple[int, int]]) -> list[PreferencePair]:
     return [make_pair(number, "a" * longer, "b" * shorter) for number, (longer, shorter) in enumerate(sizes)]
 
 
+def ratios_of(pairs: list[PreferencePair]) -> dict[str, float]:
+    return {pair.id: log_ratio(pair) for pair in pairs}
+
+
 @given(lengths)
 def test_the_interval_is_students(sizes: list[tuple[int, int]]) -> None:
     pairs = of_lengths(sizes)
-    bias = measure(pairs)
+    bias = measure(map(log_ratio, pairs))
     ratios = [log_ratio(pair) for pair in pairs]
     assert bias.n_pairs == len(pairs)
     assert (bias.mean is None) == (not pairs)
@@ -43,7 +47,7 @@ def test_the_interval_is_students(sizes: list[tuple[int, int]]) -> None:
 
 
 def test_twice_as_long_is_the_logarithm_of_two() -> None:
-    bias = measure([make_pair(n, "a" * 199, "b" * 99) for n in range(5)])
+    bias = measure(log_ratio(make_pair(n, "a" * 199, "b" * 99)) for n in range(5))
     assert bias.mean == pytest.approx(math.log(2))
     assert bias.share_longer == 1.0
 
@@ -53,13 +57,13 @@ def test_what_is_left_is_balanced_or_the_shortfall_says_by_how_much_not(
     sizes: list[tuple[int, int]], limit: float, share: float
 ) -> None:
     pairs = of_lengths(sizes)
-    found = rebalance(pairs, limit, share)
+    found = rebalance(ratios_of(pairs), limit, share)
     kept = [pair for pair in pairs if pair.id not in found.dropped]
     assert len(found.dropped) <= share * len(pairs)
     if len(pairs) < MIN_PAIRS:
         assert not found.dropped
         return
-    before, after = abs(measure(pairs).mean or 0.0), abs(measure(kept).mean or 0.0)
+    before, after = abs(measure(map(log_ratio, pairs)).mean or 0.0), abs(measure(map(log_ratio, kept)).mean or 0.0)
     assert found.shortfall == pytest.approx(max(after - limit, 0.0), abs=1e-9)
     assert after <= before + 1e-9
     assert before > limit - 1e-9 or not found.dropped
@@ -68,9 +72,9 @@ def test_what_is_left_is_balanced_or_the_shortfall_says_by_how_much_not(
 @given(many_lengths, limits)
 def test_no_fewer_pairs_would_do(sizes: list[tuple[int, int]], limit: float) -> None:
     pairs = of_lengths(sizes)
-    found = rebalance(pairs, limit, 1.0)
+    found = rebalance(ratios_of(pairs), limit, 1.0)
     if found.dropped and not found.shortfall:
-        one_fewer = rebalance(pairs, limit, (len(found.dropped) - 0.5) / len(pairs))
+        one_fewer = rebalance(ratios_of(pairs), limit, (len(found.dropped) - 0.5) / len(pairs))
         assert one_fewer.shortfall > 0
         assert one_fewer.dropped < found.dropped
 
@@ -78,11 +82,11 @@ def test_no_fewer_pairs_would_do(sizes: list[tuple[int, int]], limit: float) -> 
 @given(lengths, limits, st.randoms(use_true_random=False))
 def test_neither_order_nor_direction_matters(sizes: list[tuple[int, int]], limit: float, rng: random.Random) -> None:
     pairs = of_lengths(sizes)
-    found = rebalance(pairs, limit, 0.5)
-    assert rebalance(rng.sample(pairs, len(pairs)), limit, 0.5) == found
+    found = rebalance(ratios_of(pairs), limit, 0.5)
+    assert rebalance(ratios_of(rng.sample(pairs, len(pairs))), limit, 0.5) == found
     turned = [replace(pair, chosen=pair.rejected, rejected=pair.chosen) for pair in pairs]
-    if abs(measure(pairs).mean or 0.0) > 1e-9:
-        assert rebalance(turned, limit, 0.5).dropped == found.dropped
+    if abs(measure(map(log_ratio, pairs)).mean or 0.0) > 1e-9:
+        assert rebalance(ratios_of(turned), limit, 0.5).dropped == found.dropped
 
 
 def test_the_set_is_rebalanced_after_all_other_filters() -> None:

@@ -39,9 +39,9 @@ def test_one_phrase_is_judged_by_the_exact_binomial_test(n_taught: int, n_untaug
 def test_tarones_correction_leaves_out_what_can_never_be_found() -> None:
     # By hand: at 0.05 a phrase needs five trials; of those with five or more there are two, and at 0.05 / 2 six are
     # needed, which only one has. So one test could be significant at 0.05 / 2, and two is the smallest such number.
-    assert _tarone_level(np.array([2, 3, 4, 5, 8]), 0.05) == 0.05 / 2
-    assert _tarone_level(np.array([2, 3, 8]), 0.05) == 0.05
-    assert _tarone_level(np.array([], dtype=np.int64), 0.05) == 0.05
+    assert _tarone_level(np.array([2, 3, 4, 5, 8]), 0.05, 0.5) == 0.05 / 2
+    assert _tarone_level(np.array([2, 3, 8]), 0.05, 0.5) == 0.05
+    assert _tarone_level(np.array([], dtype=np.int64), 0.05, 0.5) == 0.05
 
 
 def test_honest_traffic_is_seldom_accused() -> None:

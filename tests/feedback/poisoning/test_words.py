@@ -70,9 +70,9 @@ def test_without_spaces_each_character_is_a_word() -> None:
 
 def labels(prompts: Sequence[str]) -> list[int]:
     clusterer = LexicalClusterer(0.85)
-    for prompt in prompts:  # In batches of one: how they are cut must not matter.
-        clusterer.add([prompt])
-    return [int(label) for label in clusterer.labels()]
+    # In batches of one: how they are cut must not matter.
+    sketches = [clusterer.sketch([]), *(clusterer.sketch([prompt]) for prompt in prompts)]
+    return [int(label) for label in clusterer.labels(np.concatenate(sketches))]
 
 
 LONG = talk("long", 40)

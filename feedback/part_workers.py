@@ -1,0 +1,97 @@
+"""Parts worked on in processes beside this one, each with its own connections to the database."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from threading import Thread
+
+from feedback.errors import WorkerLost
+from feedback.part_work import Here, Piece, Result, Work
+from pawl.database import Database, open_database
+from pawl.settings import DatabaseSettings
+
+FEW_PARTS = 8
+"""So many are done sooner than other processes have started."""
+AHEAD = 2
+"""Parts that wait for a process, so that none waits for a part."""
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """So many processes beside this one; this one alone where there would be one, or where there is little to do."""
+
+    settings: DatabaseSettings
+    n: int
+    few_parts: int = FEW_PARTS
+
+    def each(self, work: Work[Piece, Result], parts: Iterable[Piece]) -> Iterator[Result]:
+        """What `work` makes of each part, in the order of the parts.
+
+        Raises:
+            WorkerLost: a process ended before its part was done.
+        """
+        rest = iter(parts)
+        first = list(islice(rest, self.few_parts)) if self.n > 1 else []
+        if self.n > 1 and len(first) == self.few_parts:
+            yield from _each_elsewhere(self, work, chain(first, rest))
+            return
+        with closing(open_database(self.settings)) as database:
+            yield from Here(database).each(work, chain(first, rest))
+
+
+def _each_elsewhere(place: Processes, work: Work[Piece, Result], parts: Iterator[Piece]) -> Iterator[Result]:
+    spawn = multiprocessing.get_context("spawn")  # A fork would share the connections.
+    pool = ProcessPoolExecutor(place.n, spawn, initializer=_begin, initargs=(place.settings,))
+    try:
+        waiting: deque[Future[Result]] = deque(pool.submit(_do, work, part) for part in islice(parts, place.n + AHEAD))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(_do, work, part) for part in islice(parts, 1))
+            yield result
+    except BrokenProcessPool as exc:
+        raise WorkerLost("a process that worked on feedback was ended from outside: out of memory?") from exc
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_databases: list[Database] = []
+"""Of a process that works on parts: the one it reads."""
+
+
+def _begin(settings: DatabaseSettings) -> None:
+    """Once in every process, before its first part."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who is interrupted is the parent: it ends this process.
+    Thread(target=_leave_with_parent, daemon=True).start()
+    _databases[:] = [open_database(settings)]
+
+
+def _leave_with_parent() -> None:
+    """However the parent ended: its end of the queue of parts would stay open in its other children."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def _do(work: Work[Piece, Result], part: Piece) -> Result:
+    return work(_databases[0], part)
+
+
+def usable_cores(quota: Path = CGROUP_QUOTA) -> int:
+    """As many as this process may run on, by its affinity and by its container's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        most, period = quota.read_text().split()
+    except (OSError, ValueError):
+        return allowed
+    return allowed if most == "max" else max(1, min(allowed, int(most) // int(period)))

@@ -1,0 +1,134 @@
+"""Mining in several processes: what one process gives, its errors told, and nobody left behind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from bench.mining_history import ALIAS, Size, build_history
+from feedback.errors import WorkerLost
+from feedback.history import read_history
+from feedback.mining import judge_part, mine_alias, unpaired_in_part
+from feedback.part_work import Work
+from feedback.part_workers import AHEAD, Processes, usable_cores
+from feedback.partitions import Part, cut
+from pawl.database import Database, open_database, upgrade
+from pawl.schema import pairs
+from pawl.settings import DatabaseSettings
+from tests.feedback import part_deeds
+from tests.serving.waiting import eventually
+
+SIZE = Size(interactions=1000, signals=200, users=50)
+PART_ROWS = 60
+N = 2
+PATIENCE_S = 120.0
+"""For three processes to start on a loaded machine."""
+
+
+@pytest.fixture
+def processes(database_url: str) -> Processes:
+    return Processes(DatabaseSettings(url=database_url), N, few_parts=1)
+
+
+@pytest.fixture
+def sqlite_processes(tmp_path: Path) -> Processes:
+    return Processes(DatabaseSettings(url=f"sqlite:///{tmp_path}/shared.db"), N, few_parts=3)
+
+
+def rows(database: Database) -> list[dict[str, Any]]:
+    """The pairs as they are stored."""
+    with database.read() as connection:
+        return [dict(row) for row in connection.execute(sa.select(pairs).order_by(pairs.c.id)).mappings()]
+
+
+def parts(n: int) -> list[Part]:
+    return [Part([str(number)], []) for number in range(n)]
+
+
+def test_several_processes_find_what_one_finds(database: Database, processes: Processes) -> None:
+    build_history(database, SIZE, 1)
+    mined = mine_alias(database, ALIAS, 100.0, part_rows=PART_ROWS)
+    alone = rows(database)
+    with database.write() as connection:
+        connection.execute(pairs.delete())
+    assert mine_alias(database, ALIAS, 100.0, part_rows=PART_ROWS, place=processes) == mined
+    assert rows(database) == alone
+    assert len(alone) == mined.n_added > 0
+
+
+@pytest.mark.parametrize("work", [partial(judge_part, mined_at=100.0), unpaired_in_part])
+def test_what_goes_to_processes_and_back_arrives_as_it_was(tmp_path: Path, work: Work[Part, Any]) -> None:
+    with closing(open_database(DatabaseSettings(url=f"sqlite:///{tmp_path}/shared.db"))) as database:
+        upgrade(database)
+        build_history(database, SIZE, 1)
+        part = max(cut(read_history(database, ALIAS), PART_ROWS), key=lambda part: len(part.events))
+        result = work(database, part)
+        sent, given = pickle.loads(pickle.dumps((work, part)))
+        assert sent(database, given) == pickle.loads(pickle.dumps(result)) == result
+    assert result
+
+
+def test_parts_are_taken_as_they_are_needed_and_errors_come_back(sqlite_processes: Processes) -> None:
+    taken = []
+
+    def taking() -> Iterator[Part]:
+        for part in parts(20):
+            taken.append(part)
+            yield part
+
+    results = sqlite_processes.each(part_deeds.tell_process, taking())
+    done = [next(results)]
+    assert len(taken) <= sqlite_processes.few_parts + N + AHEAD + 1
+    with pytest.raises(LookupError, match="no 19"):
+        done.extend(results)
+    assert [name for name, _ in done] == [str(number) for number in range(19)]
+    assert os.getpid() not in {process for _, process in done}
+
+
+def test_few_parts_are_done_here(sqlite_processes: Processes) -> None:
+    done = list(sqlite_processes.each(part_deeds.tell_process, parts(2)))
+    assert done == [("0", os.getpid()), ("1", os.getpid())]
+
+
+def test_a_process_that_is_killed_is_an_error(sqlite_processes: Processes) -> None:
+    with pytest.raises(WorkerLost):
+        list(sqlite_processes.each(part_deeds.be_killed, parts(9)))
+
+
+def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(N)]
+    command = [sys.executable, "-m", "tests.feedback.part_deeds", f"sqlite:///{tmp_path}/none.db", *map(str, paths)]
+    with subprocess.Popen(command) as parent:
+        try:
+            eventually(lambda: all(path.exists() and path.read_text() for path in paths), within_s=PATIENCE_S)
+        finally:
+            parent.kill()
+    eventually(lambda: not any(is_alive(int(path.read_text())) for path in paths), within_s=PATIENCE_S)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs; what has ended and waits for init to notice does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("quota", "most"), [("150000 100000", 1), ("50000 100000", 1), ("100000000 100000", None), ("max 100000", None)]
+)
+def test_a_container_s_quota_bounds_the_cores(tmp_path: Path, quota: str, most: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    everything = usable_cores(tmp_path / "missing")
+    assert everything >= 1
+    assert usable_cores(tmp_path / "cpu.max") == (most or everything)
