@@ -33,7 +33,7 @@ up: app engine
 
 # Tests replace methods of classes that would be fixed when compiled.
 test: app engine tools interpreted
-	$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(PY) -m pytest -n 2 --no-loadscope-reorder
 
 check: app
 	.venv/bin/ruff format --check .

@@ -1,7 +1,7 @@
 """Mining as a duty: read what feedback touches part by part, judge it, make the stored pairs follow.
 
-Memory is bounded by the largest part: a few hundred bytes for each of its answers, and the texts of one batch. Of the
-whole history only ids are held, in columns.
+Memory is bounded by the largest part: about 1 KB for each of its answers, and the texts of `MOST_DRAFTS` pairs. Of the
+whole history only ids are held, in columns, and the single thumbs, at about 1 KB each.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from feedback.partitions import Part, cut
 from feedback.similarity.embedding import Similarity
 from feedback.similarity.matching import add_similar
 from feedback.similarity.stored import reader
-from feedback.stored_pairs import Changes, Row, draft, follow, read_stored_pairs, withdraw
+from feedback.stored_pairs import Changes, Row, draft, follow, read_stored_pairs, sides_of, withdraw
 from pawl.database import Database
 
 PART_ROWS = 5000
 """Interactions and events that are judged at once."""
+MOST_DRAFTS = PART_ROWS
+"""Pairs that are drafted where their part is judged: all, but for a part that is larger because it is connected."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class JudgedPart(NamedTuple):
     part: Part
     decisions: Decisions
     drafts: Mapping[str, Row]
-    """Pairs that were settled and that the store does not have, by id."""
+    """Pairs that were settled and that the store does not have, by id; `MOST_DRAFTS` of them at most."""
 
 
 class Lone(NamedTuple):
@@ -94,8 +96,8 @@ def mine_alias(
     alone: list[Ballot] = []
     work = partial(judge_part, mined_at=mined_at, min_judged_margin=min_judged_margin)
     for part, decisions, drafts in (place or Here(database)).each(work, cut(history, part_rows)):
-        here = stored.about(part.interactions)
-        tallies.append(_tally(decisions, follow(database, here, decisions.settled, drafts, since)))
+        here, drafting = stored.about(part.interactions), partial(_draft_rest, database, drafts, mined_at)
+        tallies.append(_tally(decisions, follow(database, here, decisions.settled, drafting, since)))
         alone += decisions.alone
     rest = stored.about_others(history.interactions)
     n_withdrawn = withdraw(database, [pair.id for pair in rest if not pair.first_run])
@@ -104,6 +106,18 @@ def mine_alias(
     drafting = partial(draft, database, answers=answers, mined_at=mined_at)
     tallies.append(_tally(matched, follow(database, similar.all(), matched.settled, drafting, since)))
     return _sum([*tallies, _Tally(Counter(), Counter(), 0, n_withdrawn)], n_unpaired=len(matched.alone))
+
+
+def _draft_rest(
+    database: Database, drafts: Mapping[str, Row], mined_at: float, claims: Iterable[Claim]
+) -> Mapping[str, Row]:
+    """What was drafted with a part, and those of its claims that were not."""
+    rest = [claim for claim in claims if claim.pair_id not in drafts]
+    if not rest:
+        return drafts
+    # Before the texts: of what is gone since there are none, and then nobody asks for its answer either.
+    answers = {answer.id: answer for answer in read_answers(database, sorted(sides_of(rest)))}
+    return {**drafts, **draft(database, rest, answers, mined_at)}
 
 
 def _match(database: Database, alone: Iterable[Ballot], similarity: Similarity | None) -> Decisions:
@@ -131,7 +145,7 @@ def unpaired_examples(
 def judge_part(database: Database, part: Part, *, mined_at: float, min_judged_margin: float = 0.0) -> JudgedPart:
     """What becomes of the candidates of a part."""
     answers, decisions = _judge(database, part, min_judged_margin)
-    return JudgedPart(part, decisions, draft(database, decisions.settled, answers, mined_at))
+    return JudgedPart(part, decisions, draft(database, decisions.settled[:MOST_DRAFTS], answers, mined_at))
 
 
 def unpaired_in_part(database: Database, part: Part) -> list[Lone]:

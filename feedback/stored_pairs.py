@@ -121,7 +121,7 @@ def draft(
             row.id for rows in look_up(connection, sa.select(pairs.c.id), pairs.c.id, list(settled)) for row in rows
         }
         for lot in _lots({pair_id: claim for pair_id, claim in settled.items() if pair_id not in stored}):
-            texts = read_stored_texts(connection, sorted(_sides(lot.values())))
+            texts = read_stored_texts(connection, sorted(sides_of(lot.values())))
             edits = read_edits(connection, [claim.edit.event_id for claim in lot.values() if claim.edit])
             whole = [pair_id for pair_id, claim in lot.items() if _is_whole(claim, texts, edits)]
             rows |= {one: _row(one, lot[one], answers, texts, edits, mined_at) for one in whole}
@@ -184,7 +184,7 @@ def _add(database: Database, claims: Mapping[str, Claim], drafts: Mapping[str, R
     """Add the pairs of those claims of which the texts are still there; no text goes before the transaction ends."""
     wanted = {one: claim for one, claim in claims.items() if one in drafts and drafts[one]["created_at"] >= since}
     with database.write() as connection:
-        texts = hold_texts(connection, sorted(_sides(wanted.values())))
+        texts = hold_texts(connection, sorted(sides_of(wanted.values())))
         edits = known_events(connection, [claim.edit.event_id for claim in wanted.values() if claim.edit])
         rows = [drafts[pair_id] for pair_id, claim in wanted.items() if _is_whole(claim, texts, edits)]
         added = database.insert_new(connection, pairs, rows) if rows else 0
@@ -192,7 +192,7 @@ def _add(database: Database, claims: Mapping[str, Claim], drafts: Mapping[str, R
     return Changes(added, 0, tuple(claim for pair_id, claim in claims.items() if pair_id not in whole))
 
 
-def _sides(claims: Iterable[Claim]) -> set[str]:
+def sides_of(claims: Iterable[Claim]) -> set[str]:
     """The interactions that were compared."""
     return {side for claim in claims for side in (claim.served, claim.rejected) if side}
 

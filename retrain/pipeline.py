@@ -239,12 +239,11 @@ class _Round:
 
     def _mine(self, directory: Path) -> Manifest:
         """Freeze the pairs and the parent, so that a resumed run works with the same ones."""
-        _write_lines(directory / "new.jsonl", self.inputs.new)
-        _write_lines(directory / "earlier.jsonl", self.inputs.earlier)
-        n_new = len(self.inputs.new)
+        n_new = _write_lines(directory / "new.jsonl", self.inputs.new)
+        n_earlier = _write_lines(directory / "earlier.jsonl", self.inputs.earlier)
         return {
             "n_new": n_new,
-            "n_earlier": len(self.inputs.earlier),
+            "n_earlier": n_earlier,
             "is_too_few": n_new < self.retrain.min_pairs and not self.options.force,
             "min_pairs": self.retrain.min_pairs,
             "skipped": dict(self.inputs.skipped),
@@ -527,8 +526,11 @@ def _reason(status: RunStatus, mined: Manifest, gate: Manifest, canary: Manifest
     return f"{verdict}; no canary was opened: {canary['waits']}" if canary.get("waits") else verdict
 
 
-def _write_lines(path: Path, records: Iterable[Any]) -> None:
+def _write_lines(path: Path, records: Iterable[Any]) -> int:
+    """Returns how many there were: of pairs that stream by, some may be erased after they were named."""
     write_whole(path, (canonical_json(asdict(record)) + "\n" for record in records))
+    with path.open() as file:
+        return sum(1 for _ in file)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from feedback import drain
 from pawl.database import Database, open_database, upgrade
@@ -37,12 +39,16 @@ MODELS = "models"
 WITH_MODELS = ("tests/e2e/", "tests/practice/", "tests/retrain/")
 
 
-@pytest.hookimpl(tryfirst=True)  # Before xdist reads the marks.
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, for they share what takes long to start (`pytest -n 2 --dist loadgroup`)."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(MODELS if file.startswith(WITH_MODELS) else file))
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types.
+    """Hands out the tests of whole files, which share what takes long to start."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return MODELS if nodeid.startswith(WITH_MODELS) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Used by `pytest -n 2`."""
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -38,9 +38,12 @@ def first_ephemeral_port() -> int:
 def _ports() -> Iterator[int]:
     """Each once, in an order of chance, and none that the system could give to somebody else before it is used.
 
-    Nor while it is not used: some tests stop a server and start it again at the same port.
+    Nor while it is not used: some tests stop a server and start it again at the same port. Processes that share the
+    tests have ports of their own, for neither sees what the other is about to use.
     """
-    ports = list(range(FIRST_PORT, first_ephemeral_port()))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    n_processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports = list(range(FIRST_PORT + number, first_ephemeral_port(), n_processes))
     random.SystemRandom().shuffle(ports)
     yield from ports
     yield from repeat(0)

@@ -40,7 +40,7 @@ class Judge:
 
     url: str
     model: str
-    key: str | None
+    key: str | None = field(repr=False)
     timeout_s: float
     attempts: int
     parameters: Mapping[str, Any]
@@ -95,6 +95,8 @@ class Judge:
                 return _Answer(response.status_code, self._read(response), response.headers.get("retry-after", ""))
         except (httpx2.HTTPError, TimeoutError) as exc:
             return _Answer(0, b"", problem=f"{type(exc).__name__} {exc}".strip())
+        except (httpx2.InvalidURL, UnicodeError) as exc:  # The second: a host name that none can be.
+            raise ConfigurationError(f"feedback.judge.url {self.url} is no address: {exc}") from exc
 
     def _read(self, response: httpx2.Response) -> bytes:
         """The body, within bounds: a server may send for ever, or a byte a minute."""

@@ -17,7 +17,7 @@ from feedback.judged.question import Comparison, question, response_format
 from feedback.judged.reply import Scores, read_scores
 from feedback.judged.rulings import rule
 from feedback.judged.siblings import Siblings
-from feedback.judged.verdict_store import Heard, Judging, save_verdict
+from feedback.judged.verdict_store import Heard, Judging, are_kept, save_verdict
 from pawl.clock import Clock
 from pawl.database import Database
 from pawl.errors import ConfigurationError, PawlError
@@ -62,9 +62,13 @@ def judge_all(database: Database, alias: str, bench: Bench, todo: Iterator[Sibli
     next one.
     """
     session = Session()
+
+    def hear(pair: Siblings) -> _Ruled:
+        return _hear(bench, pair, lambda: are_kept(database, (pair.first, pair.second)), clock)
+
     with ThreadPoolExecutor(bench.concurrency, thread_name_prefix="judge") as pool:
         try:
-            for ruled in _in_parallel(pool, todo, lambda pair: _hear(bench, pair, clock), bench.concurrency):
+            for ruled in _in_parallel(pool, todo, hear, bench.concurrency):
                 session.outcomes[_keep(database, alias, ruled, bench.judging)] += 1
                 _note_refusal(session, ruled.refusal)
         except PawlError as exc:
@@ -105,12 +109,12 @@ def _in_parallel(
         raise failed
 
 
-def _hear(bench: Bench, pair: Siblings, clock: Clock) -> _Ruled:
-    """What the judge says of two answers in either order."""
+def _hear(bench: Bench, pair: Siblings, is_there: Callable[[], bool], clock: Clock) -> _Ruled:
+    """What the judge says of two answers in either order. Between reading and sending them somebody may erase one."""
     forward = backward = refusal = None
     try:
-        forward = _ask(bench, pair.comparison)
-        backward = _ask(bench, pair.comparison.reversed()) if forward is not None else None
+        forward = _ask(bench, pair.comparison) if is_there() else None
+        backward = _ask(bench, pair.comparison.reversed()) if forward is not None and is_there() else None
     except JudgeRefuses as exc:
         refusal = exc
     ruling = rule(forward, backward, bench.constitution)

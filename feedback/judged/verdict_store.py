@@ -127,20 +127,34 @@ def save_verdict(
 ) -> bool:
     """Keep a verdict in the place of an earlier one on the same answers; False if a text of theirs is gone.
 
+    Replies that cannot be read take the place of others such alone: what was ruled before stands.
+
     Nobody can erase the texts between this look at them and the transaction's end; who wants to then finds the verdict.
 
     Args:
         sides: ids of both interactions, the smaller one first: what the ruling and the scores call first.
     """
-    i = interactions.c
-    kept = sa.select(i.id).where(i.id.in_(sides), i.is_stored, i.completion.is_not(None)).order_by(i.id)
-    row = _row(alias, conversation, sides, heard, by)
+    row, v = _row(alias, conversation, sides, heard, by), judge_verdicts.c
+    earlier = judge_verdicts.delete().where(v.id == row["id"])
+    if heard.ruling.outcome is Outcome.UNREADABLE:
+        earlier = earlier.where(v.outcome == Outcome.UNREADABLE.value)
     with database.write() as connection:
-        if len(connection.execute(kept.with_for_update(read=True)).all()) < len(sides):
+        if len(connection.execute(_kept(sides).with_for_update(read=True)).all()) < len(sides):
             return False
-        connection.execute(judge_verdicts.delete().where(judge_verdicts.c.id == row["id"]))
+        connection.execute(earlier)
         database.insert_new(connection, judge_verdicts, [row])
     return True
+
+
+def are_kept(database: Database, sides: tuple[str, str]) -> bool:
+    """Whether the texts of both interactions are still there."""
+    with database.read() as connection:
+        return len(connection.execute(_kept(sides)).all()) == len(sides)
+
+
+def _kept(sides: tuple[str, str]) -> sa.Select[str]:
+    i = interactions.c
+    return sa.select(i.id).where(i.id.in_(sides), i.is_stored, i.completion.is_not(None)).order_by(i.id)
 
 
 def _row(alias: str, conversation: str, sides: tuple[str, str], heard: Heard, by: Judging) -> dict[str, Any]:

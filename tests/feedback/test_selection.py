@@ -159,11 +159,13 @@ def test_evidence_of_a_batch_is_evidence_of_its_pairs(world: Database) -> None:
 
 
 def test_where_texts_are_read_changes_nothing(world: Database) -> None:
-    """The selection of a list of lots in reverse order, as from another machine."""
+    """The selection of a list of lots in reverse order, as from another machine; what goes there are the rules too."""
+    rules = replace(RULES, judges=Judges(classify_response, default_lexicon().is_harmful))
 
     class Backwards:
         def each(self, work: Work[Piece, Result], parts: Iterable[Piece]) -> Iterator[Result]:
-            done = [pickle.loads(pickle.dumps(work(world, part))) for part in reversed(list(parts))]
+            sent = pickle.loads(pickle.dumps(work))
+            done = [pickle.loads(pickle.dumps(sent(world, part))) for part in reversed(list(parts))]
             return iter(done)
 
-    assert select_pairs(world, ALIAS, RULES, NOW, Backwards()) == select_pairs(world, ALIAS, RULES, NOW)
+    assert select_pairs(world, ALIAS, rules, NOW, Backwards()) == select_pairs(world, ALIAS, rules, NOW)

@@ -250,7 +250,8 @@ def test_closing_does_not_wait_for_ever_for_a_disk_that_hangs(tmp_path: Path, mo
     with capture_logs() as said:
         spool.close()
         spool.close()
-    assert [(line["event"], bool(line["advice"])) for line in said] == [("spool_hangs", True)]
+    # Gateways of other tests may run in this process, and say something too.
+    assert [bool(line["advice"]) for line in said if line["event"] == "spool_hangs"] == [True]
     with pytest.raises(SpoolUnavailable):
         waiting.result(WAIT_S)
     answers.set()  # The disk is back: what had begun is done, and the file is let go.

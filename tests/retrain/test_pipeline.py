@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from feedback.filters.holdout import Split, split_holdout
+from feedback.pair_stream import PairsById
 from feedback.pairs import PreferencePair
+from feedback.store import pair_row
 from feedback.tombstones import Subject
 from pawl import registry
 from pawl.database import Database
 from pawl.errors import ConfigurationError, RunConflict
 from pawl.registry import ModelState, RunStatus
+from pawl.schema import pairs
 from pawl.settings import (
     EngineSettings,
     GateSettings,
@@ -202,6 +205,15 @@ def test_too_few_new_pairs_skip_the_round(database: Database, settings: Settings
     assert outcome.status == RunStatus.SKIPPED
     assert outcome.reason == "5 new pairs are too few to train on; 20 are needed"
     assert fake.loads == []
+
+
+def test_pairs_that_go_after_they_were_selected_do_not_count(database: Database, settings: Settings) -> None:
+    with database.write() as connection:
+        database.insert_new(connection, pairs, [pair_row(pair, 1.0) for pair in PAIRS[:19]])
+    selected = PairsById(database, [pair.id for pair in PAIRS])
+    outcome = run_round(database, settings, "assistant", replace(INPUTS, new=selected))
+    assert outcome.status == RunStatus.SKIPPED
+    assert outcome.reason == "19 new pairs are too few to train on; 20 are needed"
 
 
 def test_the_newest_unfinished_run_is_resumed_by_the_holder_of_the_newer_lease(

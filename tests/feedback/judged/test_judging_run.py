@@ -55,6 +55,7 @@ def run(
     limit: int = 100,
     left_out: Counter[str] | None = None,
     only: Judging | None = None,
+    concurrency: int = 2,
     **changes: Any,
 ) -> Session:
     fields: dict[str, Any] = {
@@ -65,7 +66,7 @@ def run(
         "parameters": {"temperature": 0},
     }
     judge = Judge(url, **(fields | {"first_wait_s": 0.001} | changes))
-    bench = Bench(judge, load_constitution(None), "json_schema", 2)
+    bench = Bench(judge, load_constitution(None), "json_schema", concurrency)
     todo = waiting(database, ALIAS, LIMITS, only, Counter() if left_out is None else left_out)
     try:
         return judge_all(database, ALIAS, bench, islice(todo, limit), lambda: 50.0)
@@ -239,6 +240,14 @@ def test_a_judge_that_refuses_everything_is_set_up_wrong(database: Database, jud
     assert len(judge.bodies) < 14
 
 
+@pytest.mark.parametrize("address", ["http://[::1/v1", "http://judge..example/v1"])
+def test_an_address_that_is_none_ends_the_run(database: Database, address: str) -> None:
+    save(database, [served(1), served(3)])
+    session = run(database, address)
+    assert isinstance(session.problem, ConfigurationError)
+    assert address in str(session.problem)
+
+
 def test_a_reply_without_end_is_no_reply(
     database: Database, judge: FakeJudge, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +262,7 @@ def test_what_is_deleted_while_it_is_judged_leaves_no_verdict(database: Database
     judge.on_question = lambda _: delete_texts(database, interaction_id(3), interaction_row(served(3)))
     assert run(database, url).outcomes == {"gone": 1}
     assert kept(database) == []
+    assert len(judge.bodies) == 1, "what is gone is not sent again"
 
 
 def test_a_verdict_goes_with_either_answer(database: Database, url: str) -> None:
@@ -407,3 +417,25 @@ def test_another_constitution_may_judge_again(database: Database, judge: FakeJud
     judge.taste = lambda _first, _second: (5, 5)
     assert run(database, url, only=by._replace(judge="judge-2"), model="judge-2").outcomes == {"tied": 1}
     assert [(row["judge"], row["winner"], row["margin"]) for row in kept(database)] == [("judge-2", None, 0.0)]
+
+
+def test_replies_that_cannot_be_read_replace_no_verdict(database: Database, judge: FakeJudge, url: str) -> None:
+    save(database, [served(1), served(3)])
+    run(database, url)
+    before, judge.reply = kept(database), lambda _text: "I prefer the first."
+    assert run(database, url, only=Judging("judge-2", ""), model="judge-2").outcomes == {"unreadable": 1}
+    assert kept(database) == before
+
+
+def test_what_is_gone_since_it_was_read_is_not_sent(database: Database, judge: FakeJudge, url: str) -> None:
+    """All pairs of a conversation are read at once, and the later ones wait until somebody can judge them."""
+    save(database, [served(n, user_id=f"user {n}") for n in (1, 3, 5)])
+    judge.on_question = lambda _: [delete_texts(database, interaction_id(n), {}) for n in (1, 3, 5)]
+    assert run(database, url, concurrency=1).outcomes == {"gone": 3}
+    assert len(judge.bodies) == 1
+
+
+def test_no_key_stands_in_what_is_written_of_a_judge() -> None:
+    judge = Judge("http://127.0.0.1:9/v1", "judge-1", "a secret", 1.0, 1, {})
+    judge.close()
+    assert "a secret" not in repr(judge)
