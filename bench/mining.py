@@ -29,7 +29,7 @@ from rich.table import Table
 
 from bench.mining_history import ALIAS, Size, build_history
 from bench.processes import cost_of
-from pawl.database import open_database, upgrade
+from pawl.database import Database, open_database, upgrade
 from pawl.settings import DatabaseSettings
 from tests.servers import PostgreSQL
 
@@ -124,6 +124,15 @@ def build(url: str, size: Size, seed: int) -> None:
     with closing(open_database(DatabaseSettings(url=url))) as database:
         upgrade(database)
         build_history(database, size, seed)
+        settle(database)
+
+
+def settle(database: Database) -> None:
+    """As after a quiet hour: a server that was just filled cleans up for minutes, and knows nothing of its tables."""
+    if not database.is_sqlite:
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM (ANALYZE)")
+            connection.exec_driver_sql("CHECKPOINT")
 
 
 def configuration(url: str, processes: int | None, directory: Path) -> Path:

@@ -103,8 +103,8 @@ def mine_alias(
     n_withdrawn = withdraw(database, [pair.id for pair in rest if not pair.first_run])
     matched = _match(database, alone, similarity)
     answers = {ballot.answer.id: ballot.answer for ballot in alone}
-    drafting = partial(draft, database, answers=answers, mined_at=mined_at)
-    tallies.append(_tally(matched, follow(database, similar.all(), matched.settled, drafting, since)))
+    draft_similar = partial(draft, database, answers=answers, mined_at=mined_at)
+    tallies.append(_tally(matched, follow(database, similar.all(), matched.settled, draft_similar, since)))
     return _sum([*tallies, _Tally(Counter(), Counter(), 0, n_withdrawn)], n_unpaired=len(matched.alone))
 
 

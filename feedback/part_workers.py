@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -10,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from threading import Thread
+from typing import Self
 
 from feedback.errors import WorkerLost
 from feedback.part_work import Here, Piece, Result, Work
@@ -24,16 +25,31 @@ FEW_PARTS = 8
 """So many are done sooner than other processes have started."""
 AHEAD = 2
 """Parts that wait for a process, so that none waits for a part."""
+FEW_COLLECTIONS = (50_000, 50, 50)
+"""Rows and messages by the thousand have no cycles, and to look for some in them takes a seventh of the time."""
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
-@dataclass(frozen=True)
 class Processes:
-    """So many processes beside this one; this one alone where there would be one, or where there is little to do."""
+    """So many processes beside this one; this one alone where there would be one, or where there is little to do.
 
-    settings: DatabaseSettings
-    n: int
-    few_parts: int = FEW_PARTS
+    They end when the work is done; inside `with` they stay for more, and end with it.
+    """
+
+    def __init__(self, settings: DatabaseSettings, n: int, few_parts: int = FEW_PARTS) -> None:
+        self._settings = settings
+        self._n = n
+        self._few_parts = few_parts
+        self._pool: ProcessPoolExecutor | None = None
+        self._stays = False
+
+    def __enter__(self) -> Self:
+        self._stays = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stays = False
+        self._end()
 
     def each(self, work: Work[Piece, Result], parts: Iterable[Piece]) -> Iterator[Result]:
         """What `work` makes of each part, in the order of the parts.
@@ -42,27 +58,38 @@ class Processes:
             WorkerLost: a process ended before its part was done.
         """
         rest = iter(parts)
-        first = list(islice(rest, self.few_parts)) if self.n > 1 else []
-        if self.n > 1 and len(first) == self.few_parts:
-            yield from _each_elsewhere(self, work, chain(first, rest))
+        first = list(islice(rest, self._few_parts)) if self._n > 1 else []
+        if self._n > 1 and len(first) == self._few_parts:
+            yield from self._each_elsewhere(work, chain(first, rest))
             return
-        with closing(open_database(self.settings)) as database:
+        with closing(open_database(self._settings)) as database:
             yield from Here(database).each(work, chain(first, rest))
 
+    def _each_elsewhere(self, work: Work[Piece, Result], parts: Iterator[Piece]) -> Iterator[Result]:
+        self._pool = pool = self._pool or self._start()
+        waiting: deque[Future[Result]] = deque()
+        is_whole = False
+        try:
+            waiting.extend(pool.submit(_do, work, part) for part in islice(parts, self._n + AHEAD))
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(_do, work, part) for part in islice(parts, 1))
+                yield result
+            is_whole = True
+        except BrokenProcessPool as exc:
+            raise WorkerLost("a process that worked on feedback was ended from outside: out of memory?") from exc
+        finally:
+            if not (is_whole and self._stays):
+                self._end()
 
-def _each_elsewhere(place: Processes, work: Work[Piece, Result], parts: Iterator[Piece]) -> Iterator[Result]:
-    spawn = multiprocessing.get_context("spawn")  # A fork would share the connections.
-    pool = ProcessPoolExecutor(place.n, spawn, initializer=_begin, initargs=(place.settings,))
-    try:
-        waiting: deque[Future[Result]] = deque(pool.submit(_do, work, part) for part in islice(parts, place.n + AHEAD))
-        while waiting:
-            result = waiting.popleft().result()
-            waiting.extend(pool.submit(_do, work, part) for part in islice(parts, 1))
-            yield result
-    except BrokenProcessPool as exc:
-        raise WorkerLost("a process that worked on feedback was ended from outside: out of memory?") from exc
-    finally:
-        pool.shutdown(cancel_futures=True)
+    def _start(self) -> ProcessPoolExecutor:
+        spawn = multiprocessing.get_context("spawn")  # A fork would share the connections.
+        return ProcessPoolExecutor(self._n, spawn, initializer=_begin, initargs=(self._settings,))
+
+    def _end(self) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool = None
 
 
 _databases: list[Database] = []
@@ -72,6 +99,7 @@ _databases: list[Database] = []
 def _begin(settings: DatabaseSettings) -> None:
     """Once in every process, before its first part."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who is interrupted is the parent: it ends this process.
+    gc.set_threshold(*FEW_COLLECTIONS)
     Thread(target=_leave_with_parent, daemon=True).start()
     _databases[:] = [open_database(settings)]
 

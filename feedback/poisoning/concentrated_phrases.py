@@ -8,9 +8,10 @@ counting where these leave it open.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,10 @@ SLICE = 1 << 19
 """About as many occurrences are looked at at once."""
 MOST_COUNTERS = 8
 """For each occurrence; with more of them sorting takes less than counting."""
+THREADS = 2
+"""Slices that are looked at at once: with more of them more is held."""
 Marks = NDArray[np.bool_]
+Found = TypeVar("Found")
 
 
 class Membership(NamedTuple):
@@ -76,8 +80,12 @@ def overrepresented(
     at_least = _fewest_trials(settings.error_rate, chance)
     few = _Few.of(parties, evidence.clusters, settings)
     # Decided by the pairs of either side together, so that it tells nothing of which side the phrase is on.
-    slices = (runs.chosen(runs.counts >= at_least) for runs in _slices(evidence, evidence.taught, evidence.untaught))
-    tests = [_tests(runs.chosen(few.hold(runs)), settings, chance) for runs in slices]
+
+    def test(every: _Runs) -> _Tests:
+        runs = every.chosen(every.counts >= at_least)
+        return _tests(runs.chosen(few.hold(runs)), settings, chance)
+
+    tests = _of_slices(test, evidence, evidence.taught, evidence.untaught)
     level = _tarone_level(np.concatenate([[0], *(each.n_trials for each in tests)])[1:], settings.error_rate, chance)
     return _marks((each.pairs[each.p_values <= level] for each in tests), len(evidence.pairs))
 
@@ -144,12 +152,14 @@ def repeated(evidence: Evidence, principals: Membership, settings: PhraseSetting
     """
     limit, n_few = settings.max_per_principal, settings.few_parties - 1
     is_by_busy, at_most = principals.are_by_busy(limit), principals.most_by(n_few)
-    found = []
-    for runs in chain(_slices(evidence, evidence.taught), _slices(evidence, evidence.asked)):
+
+    def find(runs: _Runs) -> Indices:
         # All that a principal has of a phrase, it has of pairs: nobody else is behind enough of them.
         n_by_busy = _sums(is_by_busy[runs.pairs], runs.starts())
         rest = runs.chosen((n_by_busy > limit) & (at_most / runs.counts >= MOST))
-        found.append(_held_by_one(rest.chosen(_have_share(rest, principals, n_few, MOST)), principals, limit))
+        return _held_by_one(rest.chosen(_have_share(rest, principals, n_few, MOST)), principals, limit)
+
+    found = _of_slices(find, evidence, evidence.taught) + _of_slices(find, evidence, evidence.asked)
     return _marks(found, len(evidence.pairs))
 
 
@@ -189,8 +199,11 @@ class _Runs(NamedTuple):
         return _sums(self.is_taught, self.starts())
 
 
-def _slices(evidence: Evidence, *sides: Occurrences) -> Iterator[_Runs]:
-    """All occurrences, some of the phrases at a time; those of the first side are taken for taught."""
+def _of_slices(look: Callable[[_Runs], Found], evidence: Evidence, *sides: Occurrences) -> list[Found]:
+    """What is found in all occurrences, some of the phrases at a time; those of the first side are taken for taught.
+
+    In threads, for most of the time goes into sorting, which lets others run.
+    """
     parts = [(part, side) for side, occurrences in enumerate(sides) for part in occurrences]
     pair_bits = len(evidence.pairs).bit_length()
     n_occurrences = sum(len(part.packed) for part, _ in parts)
@@ -199,18 +212,27 @@ def _slices(evidence: Evidence, *sides: Occurrences) -> Iterator[_Runs]:
     edges = np.arange(1, 1 << n_bits, dtype=np.uint64) << np.uint64(PHRASE_BITS + PAIR_BITS - n_bits)
     bounds = [(0, *np.searchsorted(part.packed, edges).tolist(), len(part.packed)) for part, _ in parts]
     lows = np.array([part.first << 1 | side for part, side in parts], np.uint64)
-    for number in range(1 << n_bits):
+
+    def look_at(number: int) -> list[Found]:
         spans = [slice(*bound[number : number + 2]) for bound in bounds]
-        packed = np.concatenate(
-            [np.empty(0, np.uint64), *(p.packed[at] for (p, _), at in zip(parts, spans, strict=True))]
-        )
-        keys = packed >> np.uint64(PAIR_BITS) << np.uint64(pair_bits + 1)
-        keys |= ((packed & np.uint64((1 << PAIR_BITS) - 1)) << np.uint64(1)) + np.repeat(
-            lows, [at.stop - at.start for at in spans]
-        )
-        keys.sort()
-        if len(keys):
-            yield _Runs.of(keys, pair_bits)
+        keys = _keys([part.packed[at] for (part, _), at in zip(parts, spans, strict=True)], lows, pair_bits)
+        return [look(_Runs.of(keys, pair_bits))] if len(keys) else []
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(chain.from_iterable(pool.map(look_at, range(1 << n_bits))))
+
+
+def _keys(packed: Sequence[Hashes], lows: Hashes, pair_bits: int) -> Hashes:
+    """The occurrences of a slice as `_Runs.of` reads them.
+
+    Args:
+        lows: of each part of `packed`, the number of its first pair above the bit of its side.
+    """
+    joined = np.concatenate([np.empty(0, np.uint64), *packed])
+    keys: Hashes = joined >> np.uint64(PAIR_BITS) << np.uint64(pair_bits + 1)
+    keys |= ((joined & np.uint64((1 << PAIR_BITS) - 1)) << np.uint64(1)) + np.repeat(lows, [len(p) for p in packed])
+    keys.sort()
+    return keys
 
 
 class _Holdings(NamedTuple):

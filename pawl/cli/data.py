@@ -62,14 +62,14 @@ def pairs_mine(model: ModelOption = None, on: OnOption = None, as_json: JsonFlag
     from feedback.similarity.configured import similarity_of
 
     settings = current_settings()
-    alias, place = chosen_alias(settings, model), mining_place(settings, on)
-    with current_database(settings) as database:
+    alias = chosen_alias(settings, model)
+    with current_database(settings) as database, mining_place(settings, on) as place:
         at = now()
         since = kept_since(settings.retention.pairs_days, at)
         least = settings.feedback.judge.min_margin
         near = similarity_of(settings.feedback.similarity)
         mined = mine_alias(database, alias, at, since=since, min_judged_margin=least, place=place, similarity=near)
-        selected = select_mined(database, settings, alias)
+        selected = select_mined(database, settings, alias, place=place)
     summary = {
         "pairs": mined.n_pairs,
         "added": mined.n_added,
@@ -133,11 +133,10 @@ def pairs_export(
     settings = current_settings()
     if layout not in set(ExportFormat):
         raise typer.BadParameter(f"must be one of {', '.join(ExportFormat)}", param_hint="--format")
-    with current_database(settings) as database:
-        alias = chosen_alias(settings, model)
+    with current_database(settings) as database, mining_place(settings) as place:
+        alias, is_wanted = chosen_alias(settings, model), layout == ExportFormat.KTO
         selected = select_stored(database, settings, alias)
         found = list(PairsById(database, selected.defended.accepted))
-        is_wanted, place = layout == ExportFormat.KTO, mining_place(settings)
         near = similarity_of(settings.feedback.similarity) if is_wanted else None
         singles = unpaired_examples(database, alias, place=place, similarity=near) if is_wanted else ()
         filtered = filter_stored_singles(database, singles, settings.feedback.filters)

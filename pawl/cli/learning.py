@@ -76,10 +76,10 @@ def retrain_run(
     ):
         at = now()
         since = kept_since(settings.retention.pairs_days, at)
-        least, place = settings.feedback.judge.min_margin, mining_place(settings)
-        near = similarity_of(settings.feedback.similarity)
-        mined = mine_alias(database, alias, at, since=since, min_judged_margin=least, place=place, similarity=near)
-        found = select_mined(database, settings, alias) if if_due else None
+        least, near = settings.feedback.judge.min_margin, similarity_of(settings.feedback.similarity)
+        with mining_place(settings) as place:
+            mined = mine_alias(database, alias, at, since=since, min_judged_margin=least, place=place, similarity=near)
+            found = select_mined(database, settings, alias, place=place) if if_due else None
         reason = why_not_due(database, settings, alias, len(found.new), found.left_out) if found else None
         if reason:
             print_not_due(reason, as_json=as_json)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,8 +29,9 @@ OnOption = Annotated[
 ]
 
 
-def mining_place(settings: Settings, on: Place | None = None) -> Workplace:
-    """Where parts of the history are worked on.
+@contextmanager
+def mining_place(settings: Settings, on: Place | None = None) -> Iterator[Workplace]:
+    """Where parts of the history are worked on, one step after the other.
 
     Raises:
         ConfigurationError: Ray is asked for and not installed.
@@ -37,7 +40,9 @@ def mining_place(settings: Settings, on: Place | None = None) -> Workplace:
     if (on or settings.feedback.mining.on) == Place.RAY:
         from feedback.on_ray import LOCAL, OnRay
 
-        return OnRay(settings.database, os.environ.get("RAY_ADDRESS") or LOCAL, n)
+        yield OnRay(settings.database, os.environ.get("RAY_ADDRESS") or LOCAL, n)
+        return
     from feedback.part_workers import Processes, usable_cores
 
-    return Processes(settings.database, n or usable_cores())
+    with Processes(settings.database, n or usable_cores()) as place:
+        yield place

@@ -12,6 +12,7 @@ from pawl.settings import Settings
 
 if TYPE_CHECKING:
     from feedback.filters.filtering import Sifted
+    from feedback.part_work import Workplace
     from feedback.poisoning.defence import Judged
     from feedback.selection import Selected
 
@@ -38,24 +39,38 @@ def select_stored(
     Args:
         score_toxicity: for texts that users wrote; those of models were scored when they were served.
     """
-    return _select(database, settings, alias, score_toxicity, now())
+    return _select(database, settings, alias, score_toxicity, now(), None)
 
 
 def select_mined(
-    database: Database, settings: Settings, alias: str, score_toxicity: ScoreToxicity | None = None
+    database: Database,
+    settings: Settings,
+    alias: str,
+    score_toxicity: ScoreToxicity | None = None,
+    *,
+    place: Workplace | None = None,
 ) -> Selected:
-    """As `select_stored`, and bring the reviewers' queue up to date."""
+    """As `select_stored`, and bring the reviewers' queue up to date.
+
+    Args:
+        place: where the texts are read; in processes of its own unless told otherwise.
+    """
     from feedback.poisoning.reviews import save_quarantine
 
     at = now()
-    selected = _select(database, settings, alias, score_toxicity, at)
+    selected = _select(database, settings, alias, score_toxicity, at, place)
     held = {pair_id: reason.value for pair_id, reason in selected.defended.quarantined.items()}
     save_quarantine(database, alias, held, at)
     return selected
 
 
 def _select(
-    database: Database, settings: Settings, alias: str, score_toxicity: ScoreToxicity | None, at: float
+    database: Database,
+    settings: Settings,
+    alias: str,
+    score_toxicity: ScoreToxicity | None,
+    at: float,
+    place: Workplace | None,
 ) -> Selected:
     from feedback.filters.stored import Judges
     from feedback.part_workers import Processes, usable_cores
@@ -66,11 +81,10 @@ def _select(
     lexicon = load_lexicon(settings.worker.scoring.harmful_patterns)
     judges = Judges(classify_response, lexicon.is_harmful, score_toxicity)
     rules = Rules(settings.feedback.filters, settings.feedback.defence, judges)
-    # A scorer stays where its model is.
-    place = (
-        None if score_toxicity else Processes(settings.database, settings.feedback.mining.processes or usable_cores())
-    )
-    return select_pairs(database, alias, rules, at, place)
+    if score_toxicity:  # It stays where its model is.
+        return select_pairs(database, alias, rules, at)
+    beside = Processes(settings.database, settings.feedback.mining.processes or usable_cores())
+    return select_pairs(database, alias, rules, at, place or beside)
 
 
 def defence_shown(defended: Judged) -> dict[str, object]:
