@@ -84,11 +84,13 @@ class Adapters:
 
         Raises:
             BadRequest: it is no batch, or too long a one.
+            Unauthorized: it comes with feedback tokens alone, none of them good.
         """
         events = (await parsed(raw)).get("batch")
         if not isinstance(events, list) or len(events) > MOST_EVENTS:
             problem = f"batch must be a list of at most {MOST_EVENTS} events"
             raise BadRequest(problem, param="batch", code="invalid_batch")
+        self._desk.refuse_false_tokens(headers)
         outcomes: list[JsonObject] = []
         for start in range(0, len(events), AT_ONCE):
             part = events[start : start + AT_ONCE]

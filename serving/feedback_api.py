@@ -38,7 +38,7 @@ from serving.feedback_repeats import (
     stamp_of,
 )
 from serving.feedback_standing import Served, Standings
-from serving.feedback_tokens import named_by, tokens_of
+from serving.feedback_tokens import named_by, suffix_in, tokens_of
 from serving.fields.json_input import parse_object
 from serving.grouping import Grouped
 from serving.identity import principal_of
@@ -242,6 +242,16 @@ class FeedbackDesk:
             raise BadRequest(f"{param} is not a completion id of this gateway", param=param, code="invalid_id")
         self._check_owner(caller, suffix, param)
         return suffix
+
+    def refuse_false_tokens(self, headers: Mapping[str, str]) -> None:
+        """For calls of several parts, each of which may need another token.
+
+        Raises:
+            Unauthorized: there are tokens, and not one of them is good for anything.
+        """
+        tokens, now = tokens_of(headers), self._clock()
+        if tokens and not any(ids.check_feedback_token(self._secret, each, suffix_in(each), now) for each in tokens):
+            raise Unauthorized("the feedback token is not valid, or has expired", code="invalid_token")
 
     def _check_owner(self, caller: Caller, suffix: str, param: str) -> None:
         """Without a look-up, so that forged and foreign ids take the same time too."""

@@ -26,6 +26,15 @@ def tokens_of(headers: Mapping[str, str]) -> tuple[str, ...]:
     return (found[1],) if found else ()
 
 
+def suffix_in(token: str) -> str:
+    """What a token says that it is for; nothing is proved by that.
+
+    >>> suffix_in("ffff.00ab.cd"), suffix_in("NaN")
+    ('00ab', '')
+    """
+    return "".join(token.split(".", 2)[1:2])
+
+
 def named_by(tokens: tuple[str, ...]) -> Mapping[str, str]:
     """The completion that a single token is for, where the body names none; nothing is proved by that.
 

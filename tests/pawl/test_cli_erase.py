@@ -36,7 +36,7 @@ def test_a_dry_run_changes_nothing(cli: Cli, known: Database) -> None:
     said = cli("erase", "--user", "ann", "--dry-run", "--json")
     assert (said.code, said.err) == (0, "")
     assert said.json() == {
-        "would_remove": {"interactions": 4, "feedback": 4, "scores": 4, "pairs": 2},
+        "would_remove": {"interactions": 4, "feedback": 4, "scores": 4, "verdicts": 0, "pairs": 2},
         "would_mark": [ADAPTER, CHILD],
     }
     assert dump(known) == before

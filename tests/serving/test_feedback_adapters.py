@@ -293,6 +293,18 @@ def test_of_a_batch_each_event_is_judged_by_itself(place: tuple[Served, str], cl
     assert sorted(kept(place, own, 2)) == [("comment", '"fine"'), ("rating", "1.0")]
 
 
+def test_a_batch_with_no_good_token_is_refused_as_a_whole(place: tuple[Served, str]) -> None:
+    served, _ = place
+    asked = ask(place)
+    good = asked.headers["x-pawl-feedback-token"]
+    batch = {"batch": [event({"traceId": asked.json()["id"], "name": "stars", "value": 5}), event({}, "trace-create")]}
+    told = []
+    for shown in ("NaN", f"{good[:-1]}x", f"NaN, {good}"):
+        answer = served.client.post("/api/public/ingestion", json=batch, headers={"x-pawl-feedback-token": shown})
+        told.append((answer.status_code, len(answer.json().get("successes", []))))
+    assert told == [(401, 0), (401, 0), (207, 1)]
+
+
 def test_a_batch_that_comes_again_counts_once(place: tuple[Served, str], client: httpx2.Client) -> None:
     completion_id = ask(place).json()["id"]
     late = {"batch": [event({"traceId": completion_id, "name": "user-feedback", "value": 1})]}
