@@ -53,7 +53,7 @@ def select_mined(
     """As `select_stored`, and bring the reviewers' queue up to date.
 
     Args:
-        place: where the texts are read; in processes of its own unless told otherwise.
+        place: processes that are there already; others are started unless it is some.
     """
     from feedback.poisoning.reviews import save_quarantine
 
@@ -83,8 +83,9 @@ def _select(
     rules = Rules(settings.feedback.filters, settings.feedback.defence, judges)
     if score_toxicity:  # It stays where its model is.
         return select_pairs(database, alias, rules, at)
-    beside = Processes(settings.database, settings.feedback.mining.processes or usable_cores())
-    return select_pairs(database, alias, rules, at, place or beside)
+    if not isinstance(place, Processes):  # A cluster is for histories: of pairs there are few.
+        place = Processes(settings.database, settings.feedback.mining.processes or usable_cores())
+    return select_pairs(database, alias, rules, at, place)
 
 
 def defence_shown(defended: Judged) -> dict[str, object]:
