@@ -128,15 +128,22 @@ def _over_shares(
 
 
 def _attainable_size(evidence: Evidence, indices: Sequence[int], who: Identities, share: float) -> int:
-    """About how large the set is when no key has more than its share; from counts, since it can take many steps."""
-    names = (name for index in indices for name in _shared(evidence.pairs[index].principals, who))
-    held = [n for (reason, _), n in Counter(names).items() if reason is Reason.KEY_CAP]
+    """About how large the set is when no key has more than its share; from counts, since it can take many steps.
+
+    A pair of several keys counts for the first alone, so that none is taken to be left out twice.
+    """
+    keys = (_first_key(evidence.pairs[index].principals, who) for index in indices)
+    held = Counter(key for key in keys if key is not None)
     size = len(indices)
     while True:
-        left = len(indices) - sum(max(0, n - int(share * size)) for n in held)
+        left = len(indices) - sum(max(0, n - int(share * size)) for n in held.values())
         if left >= size:
-            return max(0, size)
+            return size
         size = left
+
+
+def _first_key(principals: Collection[str], who: Identities) -> object:
+    return next((key for reason, key in _shared(principals, who) if reason is Reason.KEY_CAP), None)
 
 
 def _over_bounds(

@@ -210,6 +210,14 @@ def test_one_or_two_keys_alone_are_not_capped(n_keys: int) -> None:
     assert len(defend(pairs, tables(), DefenceSettings()).accepted) == 100
 
 
+def test_pairs_that_all_belong_to_the_same_keys_are_over_every_share() -> None:
+    settings = DefenceSettings(trusted=[], caps=CapSettings(key_share=0.3))
+    shared = [pair(n, principals=(f"a/{n}", f"b/{n}", f"c/{n}")) for n in range(10)]
+    others = [pair(n, f"key-{n % 10}/{n}") for n in range(100, 140)]
+    assert accepted(defend(shared, tables(), settings)) == set()
+    assert len(accepted(defend([*shared, *others], tables(), settings))) == 50
+
+
 # The promises
 
 KEYS = ("app", "one", "two", "")
