@@ -21,6 +21,7 @@ class Bench(NamedTuple):
 
 BENCHES = (
     Bench("bench.error_rates", ("--sims", "60"), "How often is a canary judged wrongly, looked at all the time?"),
+    Bench("bench.ab_analysis", ("--rows", "100000"), "How long does a report take, beside other libraries?"),
     Bench("bench.hot_path", (), "What does a completion cost beyond the system's calls?"),
     Bench("bench.gateway", ("--quick",), "What does the gateway do per core, beside others?"),
     Bench(
