@@ -64,23 +64,17 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(directory: Path) -> Path:
     """Save model and tokenizer; the same weights every time."""
-    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 128}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return save_llama(directory, make_tokenizer(), **sizes, **heads)
+
+
+def save_llama(directory: Path, tokenizer: PreTrainedTokenizerFast, **sizes: int) -> Path:
+    """Save a Llama of these sizes, with the same weights every time, and its tokenizer."""
+    special = {"pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=128,
-                pad_token_id=0,
-                eos_token_id=2,
-                bos_token_id=None,
-            )
-        )
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **special))
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

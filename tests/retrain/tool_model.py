@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
+
+from tests.retrain.tiny_model import save_llama
 
 TEMPLATES = Path(str(trl.__file__)).parent / "chat_templates"
 """Chat templates of published models, as TRL brings them along."""
@@ -39,23 +40,6 @@ def make_byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_tool_model(directory: Path) -> Path:
     """Save model and tokenizer; the same weights every time."""
-    tokenizer = make_byte_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                max_position_embeddings=POSITIONS,
-                pad_token_id=0,
-                eos_token_id=2,
-                bos_token_id=None,
-            )
-        )
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "max_position_embeddings": POSITIONS}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    return save_llama(directory, make_byte_tokenizer(), **sizes, **heads)
