@@ -9,13 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from feedback.erasure_store import completion_step
-from feedback.filters.stored import Judges, filter_stored, filter_stored_singles
+from feedback.filters.stored import Judges, filter_stored_singles
 from feedback.interactions import FeedbackEvent, Interaction, Status
 from feedback.mining import mine_alias, unpaired_examples
+from feedback.pair_stream import PairsById
 from feedback.pairs import PreferencePair, UnpairedExample
-from feedback.store import load_pairs
+from feedback.selection import Rules, select_pairs
 from pawl.database import Database
-from pawl.settings import FilterSettings
+from pawl.settings import DefenceSettings, FilterSettings
 from tests.feedback.test_mining import ALIAS, clear
 from tests.feedback.test_pairs import events_, iid, interactions_, rate, say, tell
 from tests.pawl.records import save
@@ -29,8 +30,9 @@ Learned = tuple[Sequence[PreferencePair], Sequence[UnpairedExample]]
 def learned(database: Database) -> Learned:
     """What is mined and passes the filters."""
     mine_alias(database, ALIAS, 1000.0)
-    pairs = filter_stored(database, load_pairs(database, ALIAS), FILTERS, Judges())
-    return pairs.kept, filter_stored_singles(database, unpaired_examples(database, ALIAS), FILTERS).kept
+    selected = select_pairs(database, ALIAS, Rules(FILTERS, DefenceSettings(enabled=False), Judges()), 1000.0)
+    pairs = tuple(PairsById(database, selected.new))
+    return pairs, filter_stored_singles(database, unpaired_examples(database, ALIAS), FILTERS).kept
 
 
 def erase(database: Database, numbers: Sequence[int]) -> None:
