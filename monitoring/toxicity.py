@@ -116,6 +116,13 @@ def split_windows(text: str, offsets: Sequence[tuple[int, int]], *, window: int,
     return [text[piece[0][0] : piece[-1][1]] for piece in pieces]
 
 
+def limit_threads(n: int) -> None:
+    """Let the toxicity model use `n` threads in this process."""
+    import torch
+
+    torch.set_num_threads(n)
+
+
 def load_scorer(
     checkpoint: Path | None,
     config_dir: Path | None,

@@ -317,6 +317,9 @@ class ScoringSettings(Section):
     harmful_patterns: Path | None = None
     """JSON list of regular expressions that mark a prompt as harmful; a small built-in list without it."""
     batch_size: int = 64
+    threads: int = Field(default=1, ge=1)
+    """Threads of the toxicity model. Several wait for the slowest of them at every layer, which on a machine that is
+    busy with something else takes far longer than one: give it more where the worker has cores of its own."""
 
 
 class WorkerSettings(Section):

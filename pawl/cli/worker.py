@@ -38,7 +38,7 @@ from monitoring.metrics import (
 )
 from monitoring.score_api import Score, ScoreServer, SharedScorer
 from monitoring.scoring import ScoringDuty
-from monitoring.toxicity import load_scorer
+from monitoring.toxicity import limit_threads, load_scorer
 from pawl import leases, registry
 from pawl.cli.erasing import eraser_of
 from pawl.clock import now
@@ -226,6 +226,7 @@ def load_shared_scorer(settings: ScoringSettings) -> SharedScorer:
     Raises:
         ScorerUnavailable: the toxicity model cannot be loaded or fails its self-test.
     """
+    limit_threads(settings.threads)
     scorer = load_scorer(settings.toxicity_checkpoint, settings.toxicity_config_dir, settings.toxicity_model)
     return SharedScorer(scorer.score)
 

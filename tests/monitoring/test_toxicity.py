@@ -14,6 +14,8 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from monitoring.errors import ScorerUnavailable
 from monitoring.toxicity import SelfTest, ToxicityScorer, load_scorer, split_windows
+from pawl.cli.worker import load_shared_scorer
+from pawl.settings import ScoringSettings
 
 CLASSES = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -114,6 +116,16 @@ def test_an_insult_past_the_models_length_is_seen(scorer: ToxicityScorer) -> Non
     polite = "thank you very much " * 300
     calm, rude = scorer.score([polite, polite + "you idiot " + polite])
     assert rude > 0.5 > calm
+
+
+def test_the_worker_scores_with_as_many_threads_as_it_may(trained: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        for threads in (3, 1):
+            load_shared_scorer(ScoringSettings(toxicity_checkpoint=trained, threads=threads))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_checkpoint_made_elsewhere_loads_where_it_lies_now(trained: Path, tmp_path: Path) -> None:
