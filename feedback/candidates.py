@@ -182,7 +182,7 @@ class Claim:
     rejected: str
     principals: frozenset[str]
     at: float
-    """When the last signal behind it was given."""
+    """When the last signal behind it was given; of one that was settled, when the last thing it is made from was."""
     margin: float
     edit: Opinion | None = None
 

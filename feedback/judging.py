@@ -72,7 +72,8 @@ def decide(
             reasons.append(weighed)
         else:
             sound.append(weighed)
-    settled, lost = _settle(sound)
+    undated, lost = _settle(sound)
+    settled = [_dated(claim, evidence) for claim in undated]
     # What a model thinks of an answer takes no person's thumb away.
     alone = _unspoken(ballots.alone, [claim for claim in settled if claim.source is not Source.JUDGE])
     reasons += [*lost, *[Skipped.DUPLICATE] * (len(ballots.alone) - len(alone)), *[Skipped.UNPAIRED] * len(alone)]
@@ -328,6 +329,12 @@ def _settle(claims: Iterable[Claim]) -> tuple[list[Claim], list[Skipped]]:
         agreed = [best, *(other for other in ranked[1:] if other.chosen == best.chosen)]
         settled.append(_join([claim for claim in agreed if claim is best or claim.source is not Source.JUDGE]))
     return settled, lost
+
+
+def _dated(claim: Claim, evidence: Evidence) -> Claim:
+    """A pair is no older than what was compared."""
+    ages = [evidence.answers[side].created_at for side in (claim.served, claim.rejected) if side]
+    return replace(claim, at=max(claim.at, *ages))
 
 
 def _loss(other: Claim, best: Claim) -> Skipped:

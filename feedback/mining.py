@@ -22,7 +22,7 @@ from feedback.part_work import Here, Workplace
 from feedback.partitions import Part, cut
 from feedback.similarity.embedding import Similarity
 from feedback.similarity.matching import add_similar
-from feedback.similarity.stored import reader
+from feedback.similarity.stored import reader, settings_reader
 from feedback.stored_pairs import Changes, Row, draft, follow, read_stored_pairs, sides_of, withdraw
 from pawl.database import Database
 
@@ -89,19 +89,20 @@ def mine_alias(
         place: where parts are judged; in this process unless told otherwise. Pairs are written from here.
         similarity: what counts as nearly the same question; without it thumbs on such questions stay alone.
     """
+    place = place or Here(database)
     everything = read_stored_pairs(database, alias)
     stored, similar = everything.not_made_of(Source.SIMILAR_THUMBS), everything.made_of(Source.SIMILAR_THUMBS)
     history = read_history(database, alias)
     tallies: list[_Tally] = []
     alone: list[Ballot] = []
     work = partial(judge_part, mined_at=mined_at, min_judged_margin=min_judged_margin)
-    for part, decisions, drafts in (place or Here(database)).each(work, cut(history, part_rows)):
+    for part, decisions, drafts in place.each(work, cut(history, part_rows)):
         here, drafting = stored.about(part.interactions), partial(_draft_rest, database, drafts, mined_at)
         tallies.append(_tally(decisions, follow(database, here, decisions.settled, drafting, since)))
         alone += decisions.alone
     rest = stored.about_others(history.interactions)
     n_withdrawn = withdraw(database, [pair.id for pair in rest if not pair.first_run])
-    matched = _match(database, alone, similarity)
+    matched = _match(database, place, alone, similarity)
     answers = {ballot.answer.id: ballot.answer for ballot in alone}
     draft_similar = partial(draft, database, answers=answers, mined_at=mined_at)
     tallies.append(_tally(matched, follow(database, similar.all(), matched.settled, draft_similar, since)))
@@ -120,10 +121,12 @@ def _draft_rest(
     return {**drafts, **draft(database, rest, answers, mined_at)}
 
 
-def _match(database: Database, alone: Iterable[Ballot], similarity: Similarity | None) -> Decisions:
+def _match(database: Database, place: Workplace, alone: Iterable[Ballot], similarity: Similarity | None) -> Decisions:
     """What becomes of the thumbs that found no partner in their parts of the history."""
     unmatched = Decisions((), tuple(alone), Counter())
-    return add_similar(unmatched, reader(database), similarity) if similarity else unmatched
+    if similarity is None:
+        return unmatched
+    return add_similar(unmatched, settings_reader(place), reader(database), similarity)
 
 
 def unpaired_examples(
@@ -135,9 +138,10 @@ def unpaired_examples(
     similarity: Similarity | None = None,
 ) -> tuple[UnpairedExample, ...]:
     """Thumbs without a partner, for training on single ratings; by id."""
+    place = place or Here(database)
     parts = cut(read_history(database, alias), part_rows)
-    found = list(chain.from_iterable((place or Here(database)).each(unpaired_in_part, parts)))
-    alone = {ballot.answer.id for ballot in _match(database, [one.ballot for one in found], similarity).alone}
+    found = list(chain.from_iterable(place.each(unpaired_in_part, parts)))
+    alone = {ballot.answer.id for ballot in _match(database, place, [one.ballot for one in found], similarity).alone}
     examples = [one.example for one in found if one.ballot.answer.id in alone]
     return tuple(sorted(examples, key=lambda example: example.id))
 

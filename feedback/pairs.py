@@ -144,7 +144,7 @@ def mine_pairs(
     margins = {"min_margin": min_margin, "min_judged_margin": min_judged_margin}
     decided = decide(answers.values(), map(opinion_of, map(said, live)), set(verdicts), **margins)
     if similarity is not None and min_margin <= MARGINS[Source.SIMILAR_THUMBS]:
-        decided = add_similar(decided, partial(_questions, by_id), similarity)
+        decided = add_similar(decided, partial(_settings, by_id), partial(_questions, by_id), similarity)
     edits = {event.id: str(event.value) for event in live}
     texts = {
         one.id: Texts(one.prompt, one.completion)
@@ -164,6 +164,11 @@ def _questions(by_id: Mapping[str, Served], ids: Iterable[str]) -> dict[str, Que
     """What was asked in some interactions, as far as it can be compared."""
     asked = {name: question_of(one.alias, one.prompt_sha, one.prompt or ()) for name in ids for one in (by_id[name],)}
     return {name: question for name, question in asked.items() if question is not None}
+
+
+def _settings(by_id: Mapping[str, Served], ids: Iterable[str]) -> dict[str, bytes]:
+    """With what these questions may be compared."""
+    return {name: question.setting for name, question in _questions(by_id, ids).items()}
 
 
 def pair_of(
@@ -191,14 +196,8 @@ def pair_of(
         rejected_interaction=rejected.id,
         models=tuple(sorted({preferred.model, rejected.model})),
         probability=preferred.probability,
-        created_at=made_at(claim, answers),
+        created_at=claim.at,
     )
-
-
-def made_at(claim: Claim, answers: Mapping[str, Answer]) -> float:
-    """The age of a pair is that of the last thing it was made from."""
-    sides = (claim.served, claim.rejected)
-    return max(claim.at, *(answers[side].created_at for side in sides if side))
 
 
 def example_of(ballot: Ballot, texts: Texts) -> UnpairedExample:

@@ -1,7 +1,8 @@
 """The pairs in the store follow what mining finds, in small transactions.
 
 Feedback can be replaced or retracted, so a pair that is no longer given goes, unless a promoted run trained on it:
-such a pair stays for lineage, and the same two answers are not added again.
+such a pair stays for lineage, and the same two answers are not added again. Others may come to say the same: then a
+pair keeps its id, and its voters, margin and age are those of today, unless a promoted run trained on it as it was.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 from feedback.batches import columns, look_up, stream
 from feedback.candidates import Answer, Claim
 from feedback.history import ID, StoredTexts, hold_texts, known_events, read_edits, read_stored_texts
-from feedback.messages import edited
+from feedback.messages import digest, edited
 from feedback.pairs import Texts, pair_of
 from feedback.partitions import Ids
 from feedback.store import pair_row
@@ -28,8 +29,8 @@ from feedback.stored_json import read_json
 from pawl.database import Database
 from pawl.schema import pairs
 
-PAIR_ID, SOURCE = "S32", "S32"
-WRITTEN_PAIRS = 500
+PAIR_ID, SOURCE, FACTS = "S32", "S32", "S32"
+WRITTEN_PAIRS = 1000
 """In one transaction: SQLite keeps other writers out meanwhile."""
 
 Row = dict[str, Any]
@@ -47,6 +48,8 @@ class StoredPair(NamedTuple):
     first_run: str
     """The promoted run that trained on it first; empty while none did."""
     source: str
+    facts: str
+    """`facts_of` what it was made from."""
 
 
 class StoredPairs(NamedTuple):
@@ -57,6 +60,7 @@ class StoredPairs(NamedTuple):
     rejected: Ids
     first_run: Ids
     source: Ids
+    facts: Ids
 
     def made_of(self, *sources: str) -> StoredPairs:
         """Those that these sources made: what is mined in a second stage follows them alone."""
@@ -100,11 +104,22 @@ def read_stored_pairs(database: Database, alias: str) -> StoredPairs:
     """What the store has of an alias."""
     p = pairs.c
     chosen, first_run = sa.func.coalesce(p.chosen_interaction, ""), sa.func.coalesce(p.first_run, "")
-    query = sa.select(p.id, chosen, p.rejected_interaction, first_run, p.source).where(p.alias == alias)
+    facts = (p.principals, p.created_at, p.margin)
+    query = sa.select(p.id, chosen, p.rejected_interaction, first_run, p.source, *facts).where(p.alias == alias)
     with database.read() as connection:
-        found = columns(stream(connection, query), (PAIR_ID, ID, ID, PAIR_ID, SOURCE))
+        found = columns(stream(connection, query), (PAIR_ID, ID, ID, PAIR_ID, SOURCE, FACTS), _with_facts)
     order = np.argsort(found[2], kind="stable")
     return StoredPairs(*(column[order] for column in found))
+
+
+def _with_facts(row: Sequence[Any]) -> tuple[str, ...]:
+    *names, principals, created_at, margin = row
+    return (*names, facts_of(json.loads(principals), created_at, margin))
+
+
+def facts_of(principals: Iterable[str], at: float, margin: float) -> str:
+    """What of a pair may change while it is the same two answers, as one short text."""
+    return digest(*sorted(principals), repr(float(at)), repr(float(margin)))
 
 
 def draft(
@@ -168,9 +183,35 @@ def follow(
         if pair_id not in known and (claim.served or "", claim.rejected) not in used
     }
     n_withdrawn = withdraw(database, gone)
+    revise(database, [settled[pair.id] for pair in known.values() if pair.id in settled and _is_stale(pair, settled)])
     lots = [_add(database, lot, drafts(lot.values()) if callable(drafts) else drafts, since) for lot in _lots(new)]
     erased = tuple(claim for lot in lots for claim in lot.erased)
     return Changes(sum(lot.added for lot in lots), n_withdrawn, erased)
+
+
+def _is_stale(pair: StoredPair, settled: Mapping[str, Claim]) -> bool:
+    claim = settled[pair.id]
+    return not pair.first_run and pair.facts != facts_of(claim.principals, claim.at, claim.margin)
+
+
+def revise(database: Database, claims: Iterable[Claim]) -> None:
+    """Let stored pairs that no promoted run trained on say who stands for them now, and since when."""
+    p = pairs.c
+    one = sa.and_(p.id == sa.bindparam("pair_id"), p.first_run.is_(None))
+    for lot in _lots({claim.pair_id: claim for claim in claims}):
+        with database.write() as connection:
+            connection.execute(pairs.update().where(one), [_revised(pair_id, claim) for pair_id, claim in lot.items()])
+
+
+def _revised(pair_id: str, claim: Claim) -> Row:
+    principals = json.dumps(sorted(claim.principals))
+    return {
+        "pair_id": pair_id,
+        "principals": principals,
+        "n_voters": len(claim.principals),
+        "margin": claim.margin,
+        "created_at": claim.at,
+    }
 
 
 def _lots(claims: Mapping[str, Claim]) -> Iterator[dict[str, Claim]]:

@@ -24,6 +24,8 @@ from feedback.similarity.questions import Question
 BATCH: Final = 1000
 """Questions of which the texts are held at once."""
 
+ReadSettings = Callable[[Sequence[str]], Mapping[str, bytes]]
+"""`Question.setting` of what was asked in all of these interactions, as far as it can be compared, by their ids."""
 ReadQuestions = Callable[[Sequence[str]], Mapping[str, Question]]
 """What was asked in these interactions, as far as it can be compared, by their ids."""
 
@@ -35,13 +37,14 @@ class Matched(NamedTuple):
     alone: tuple[Ballot, ...]
 
 
-def add_similar(decisions: Decisions, read: ReadQuestions, similarity: Similarity) -> Decisions:
+def add_similar(decisions: Decisions, settings: ReadSettings, read: ReadQuestions, similarity: Similarity) -> Decisions:
     """What was decided, and of the thumbs that were left alone those pairs that nearly the same question makes.
 
     Args:
-        read: called with at most a thousand ids at a time, and up to twice for each.
+        settings: called once, with all ids.
+        read: called with at most a thousand ids at a time.
     """
-    claims, alone = match_similar(decisions.alone, read, similarity)
+    claims, alone = match_similar(decisions.alone, settings, read, similarity)
     skipped = Counter({**decisions.skipped, Skipped.UNPAIRED: len(alone)})
     return Decisions(decisions.settled + claims, alone, count_reasons(skipped.elements()))
 
@@ -61,7 +64,9 @@ class _Asked(NamedTuple):
         return self.ballots[0].answer.id
 
 
-def match_similar(alone: Iterable[Ballot], read: ReadQuestions, similarity: Similarity) -> Matched:
+def match_similar(
+    alone: Iterable[Ballot], settings: ReadSettings, read: ReadQuestions, similarity: Similarity
+) -> Matched:
     """Match thumbs that are alone in their conversations.
 
     Args:
@@ -69,7 +74,7 @@ def match_similar(alone: Iterable[Ballot], read: ReadQuestions, similarity: Simi
     """
     ballots = tuple(alone)
     asked = _by_conversation(ballots)
-    edges = _sorted(_edges(asked, read, similarity))
+    edges = _sorted(_edges(asked, settings, read, similarity))
     partners = [_Partners(one.ballots) for one in asked]
     claims = tuple(
         claim
@@ -91,10 +96,10 @@ def _by_conversation(ballots: Iterable[Ballot]) -> list[_Asked]:
     ]
 
 
-def _edges(asked: Sequence[_Asked], read: ReadQuestions, similarity: Similarity) -> Edges:
+def _edges(asked: Sequence[_Asked], settings: ReadSettings, read: ReadQuestions, similarity: Similarity) -> Edges:
     """Places of liked and of disliked conversations that are near each other."""
     is_up = np.array([one.is_up for one in asked], np.bool_)
-    rivals = _rivals(_settings(asked, read), is_up)
+    rivals = _rivals(_column(asked, settings), is_up)
     if not rivals:
         return NO_EDGES
     wanted = np.unique(np.concatenate(rivals))
@@ -104,19 +109,10 @@ def _edges(asked: Sequence[_Asked], read: ReadQuestions, similarity: Similarity)
     return edges._replace(ones=wanted[edges.ones], others=wanted[edges.others])
 
 
-def _settings(asked: Sequence[_Asked], read: ReadQuestions) -> NDArray[np.bytes_]:
-    """What the questions must have in common; empty where one can be compared with no other."""
-    settings = np.zeros(len(asked), "S32")
-    for place, question in enumerate(_questions([one.name for one in asked], read)):
-        settings[place] = question.setting.hex() if question else ""
-    return settings
-
-
-def _questions(names: Sequence[str], read: ReadQuestions) -> Iterator[Question | None]:
-    for start in range(0, len(names), BATCH):
-        batch = names[start : start + BATCH]
-        found = read(batch)
-        yield from (found.get(name) for name in batch)
+def _column(asked: Sequence[_Asked], settings: ReadSettings) -> NDArray[np.bytes_]:
+    """What the questions must have in common, as hexadecimal; empty where one can be compared with no other."""
+    found = settings([one.name for one in asked])
+    return np.array([found.get(one.name, b"").hex() for one in asked], "S32")
 
 
 def _rivals(settings: NDArray[np.bytes_], is_up: NDArray[np.bool_]) -> list[Places]:
@@ -132,7 +128,9 @@ def _vectors(names: Sequence[str], read: ReadQuestions, similarity: Similarity) 
     lots: list[Halves] = []
     lengths: list[int] = []
     for start in range(0, len(names), BATCH):
-        texts = [question.text if question else "" for question in _questions(names[start : start + BATCH], read)]
+        batch = names[start : start + BATCH]
+        found = read(batch)
+        texts = [found[name].text if name in found else "" for name in batch]
         lots.append(similarity.embedder.embed(texts).astype(np.float16))
         lengths += [len(text) for text in texts]
     return np.concatenate(lots), np.array(lengths, np.int64)
@@ -190,4 +188,5 @@ def _claims(ups: _Partners, downs: _Partners) -> Iterator[Claim]:
 
 def _claim(up: Ballot, down: Ballot) -> Claim:
     source, everyone = Source.SIMILAR_THUMBS, up.principals | down.principals
-    return Claim(source, up.answer.id, down.answer.id, everyone, max(up.at, down.at), MARGINS[source])
+    at = max(up.at, down.at, up.answer.created_at, down.answer.created_at)
+    return Claim(source, up.answer.id, down.answer.id, everyone, at, MARGINS[source])

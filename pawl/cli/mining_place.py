@@ -42,7 +42,7 @@ def mining_place(settings: Settings, on: Place | None = None) -> Iterator[Workpl
 
         yield OnRay(settings.database, os.environ.get("RAY_ADDRESS") or LOCAL, n)
         return
-    from feedback.part_workers import Processes, usable_cores
+    from feedback.part_workers import Processes, few_collections, usable_cores
 
-    with Processes(settings.database, n or usable_cores()) as place:
+    with few_collections(), Processes(settings.database, n or usable_cores()) as place:
         yield place

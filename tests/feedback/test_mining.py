@@ -131,6 +131,35 @@ def test_a_changed_mind_turns_the_pair_round(database: Database) -> None:
     assert sides(database) == [(SKY[1], SKY[0]), GRASS]
 
 
+def edit(user: str, at: float) -> FeedbackEvent:
+    return feedback(
+        interaction_id(5), "edit", "White, for it scatters all colours.", user_id=user, created_at=at,
+        feedback_id=f"fb_edit_{user}",
+    )  # fmt: skip
+
+
+def test_whoever_says_the_same_later_stands_for_the_pair_too(database: Database) -> None:
+    save(database, [served(5, question="Why is snow white?")], [edit("ann", 10.0)])
+    mine_alias(database, ALIAS, 100.0)
+    (alone,) = load_pairs(database, ALIAS)
+    save(database, [], [edit("bob", 150.0)])
+    mined = mine_alias(database, ALIAS, 200.0)
+    (confirmed,) = load_pairs(database, ALIAS)
+    assert (mined.n_added, mined.n_withdrawn) == (0, 0)
+    assert (confirmed.id, confirmed.n_voters, confirmed.created_at) == (alone.id, 2, 150.0)
+    assert confirmed.principals == (*alone.principals, "/bob")
+
+
+def test_what_a_model_learned_from_keeps_those_who_stood_for_it(database: Database) -> None:
+    save(database, [served(5, question="Why is snow white?")], [edit("ann", 10.0)])
+    mine_alias(database, ALIAS, 100.0)
+    before = load_pairs(database, ALIAS)
+    mark_pairs_used(database, [pair.id for pair in before], "r0001")
+    save(database, [], [edit("bob", 150.0)])
+    mine_alias(database, ALIAS, 200.0)
+    assert load_pairs(database, ALIAS) == before
+
+
 def test_a_mark_stays_with_the_first_run(database: Database) -> None:
     seed(database)
     mine_alias(database, ALIAS, 100.0)
@@ -214,6 +243,6 @@ def test_the_pairs_of_yesterday_become_those_of_today(
     save(database, [], said[n_yesterday:])
     today = mine_alias(database, ALIAS, 200.0)
     after = {pair.id for pair in load_pairs(database, ALIAS)}
-    assert after == {pair.id for pair in mine_pairs(*whole_history(database, ALIAS)).pairs}
+    assert load_pairs(database, ALIAS) == list(mine_pairs(*whole_history(database, ALIAS)).pairs)
     assert len(before) == yesterday.n_added
     assert (today.n_added, today.n_withdrawn) == (len(after - before), len(before - after))
