@@ -5,8 +5,8 @@ thread one join and one checksum; everything that came in one turn of the event 
 (`feedback.journal_writer`) as one group, which is one write and one flush, and comes back as one event on the loop. At
 most one group is on its way at a time: the longer the disk takes, the larger the next group.
 
-The writer is best a process of its own: a thread has to get the interpreter's lock back after every write, from an
-event loop that has it nearly always, and the two wake each other in vain. That cost more than writing.
+Where there is a core for it the writer is a process of its own: a thread has to get the interpreter's lock back after
+every write, from an event loop that has it nearly always. Where there is none, that still costs less than a process.
 
 A segment that fails to write or to flush is given up: after a failed flush the kernel may have dropped the very pages
 it could not write, and a second flush would report success ("fsyncgate"; Rebello et al., Can Applications Recover from

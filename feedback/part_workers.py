@@ -12,7 +12,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from itertools import chain, islice
-from pathlib import Path
 from threading import Thread
 from typing import Self
 
@@ -27,7 +26,6 @@ AHEAD = 2
 """Parts that wait for a process, so that none waits for a part."""
 FEW_COLLECTIONS = (50_000, 50, 50)
 """Rows and messages by the thousand have no cycles, and to look for some in them takes a seventh of the time."""
-CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @contextmanager
@@ -124,13 +122,3 @@ def _leave_with_parent() -> None:
 
 def _do(work: Work[Piece, Result], part: Piece) -> Result:
     return work(_databases[0], part)
-
-
-def usable_cores(quota: Path = CGROUP_QUOTA) -> int:
-    """As many as this process may run on, by its affinity and by its container's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        most, period = quota.read_text().split()
-    except (OSError, ValueError):
-        return allowed
-    return allowed if most == "max" else max(1, min(allowed, int(most) // int(period)))

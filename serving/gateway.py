@@ -19,6 +19,7 @@ from monitoring.loop_lag import watch_loop_lag
 from monitoring.metrics import BUILD_INFO, DEAD_LETTERS, SPOOL_OLDEST, SPOOL_ROWS
 from pawl.clock import Clock
 from pawl.clock import now as wall_clock
+from pawl.cores import usable_cores
 from pawl.database import Database, open_database
 from pawl.errors import ConfigurationError
 from pawl.secrets import signing_secret
@@ -257,8 +258,8 @@ def create_app(settings: Settings, *, clock: Clock = wall_clock, drains_here: bo
     """Put the gateway together; nothing listens and nothing connects yet.
 
     Args:
-        drains_here: Write this gateway's completions to disk, and move them to the database, on threads of this
-            process; False where other processes do.
+        drains_here: Move this gateway's completions to the database on a thread of this process; False where another
+            process does.
 
     Raises:
         ConfigurationError: no model is configured, or a secret cannot be read.
@@ -266,12 +267,21 @@ def create_app(settings: Settings, *, clock: Clock = wall_clock, drains_here: bo
     """
     if not settings.serving.models:
         raise ConfigurationError("serving.models is empty: name at least one model and its engines")
-    records = open_records(settings, clock, as_thread(clock) if drains_here else as_process)
+    records = open_records(settings, clock, writer_for(usable_cores(), settings, clock, drains_here=drains_here))
     try:
         return Gateway(settings, open_database(settings.database), records, clock=clock, drains_here=drains_here)
     except BaseException:
         records.close()
         raise
+
+
+def writer_for(cores: int, settings: Settings, clock: Clock, *, drains_here: bool) -> StartWriter:
+    """Where completions are written to disk: in a process beside this one if there is a core that no worker needs.
+
+    On the core of the one that relays, a process costs more than a thread: the kernel has to change over between them.
+    """
+    has_room = not drains_here and cores > settings.serving.workers
+    return as_process if has_room else as_thread(clock)
 
 
 def open_records(settings: Settings, clock: Clock, start_writer: StartWriter) -> LocalRecords:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pawl.cores import usable_cores
 from pawl.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def mining_place(settings: Settings, on: Place | None = None) -> Iterator[Workpl
 
         yield OnRay(settings.database, os.environ.get("RAY_ADDRESS") or LOCAL, n)
         return
-    from feedback.part_workers import Processes, few_collections, usable_cores
+    from feedback.part_workers import Processes, few_collections
 
     with few_collections(), Processes(settings.database, n or usable_cores()) as place:
         yield place

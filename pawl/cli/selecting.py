@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pawl.clock import now
+from pawl.cores import usable_cores
 from pawl.database import Database
 from pawl.settings import Settings
 
@@ -73,7 +74,7 @@ def _select(
     place: Workplace | None,
 ) -> Selected:
     from feedback.filters.stored import Judges
-    from feedback.part_workers import Processes, usable_cores
+    from feedback.part_workers import Processes
     from feedback.selection import Rules, select_pairs
     from monitoring.refusal import classify_response
     from pawl.cli.worker import load_lexicon

@@ -20,7 +20,7 @@ from feedback.errors import WorkerLost
 from feedback.history import read_history
 from feedback.mining import judge_part, mine_alias, unpaired_in_part
 from feedback.part_work import Work
-from feedback.part_workers import AHEAD, Processes, usable_cores
+from feedback.part_workers import AHEAD, Processes
 from feedback.partitions import Part, cut
 from pawl.database import Database, open_database, upgrade
 from pawl.schema import pairs
@@ -122,13 +122,3 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-@pytest.mark.parametrize(
-    ("quota", "most"), [("150000 100000", 1), ("50000 100000", 1), ("100000000 100000", None), ("max 100000", None)]
-)
-def test_a_container_s_quota_bounds_the_cores(tmp_path: Path, quota: str, most: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(quota + "\n")
-    everything = usable_cores(tmp_path / "missing")
-    assert everything >= 1
-    assert usable_cores(tmp_path / "cpu.max") == (most or everything)
