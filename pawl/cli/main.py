@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import typer
 
 from ab_testing.errors import ABTestingError
-from pawl.cli import data, doctor, erase, keys, learning, rollouts, servers
+from pawl.cli import data, doctor, erase, experiments, keys, learning, rollouts, servers
 from pawl.cli.context import remember_config
 from pawl.errors import ConfigurationError, PawlError, Unreachable
 
@@ -28,6 +28,7 @@ erase.register(app)
 keys.register(app)
 learning.register(app)
 rollouts.register(app)
+experiments.register(app)
 doctor.register(app)
 
 

@@ -20,8 +20,6 @@ from tests.docs.pages import PAGES, ROOT, anchors, blocks, code_of
 
 ROOT_COMMAND = typer.main.get_command(app)
 COMMAND = re.compile(r"(?:^|`)(?:\.venv/bin/)?pawl ([a-z]+)(?: ([a-z]+))?", re.MULTILINE)
-NOT_YET = {"experiment"}
-"""Named in the README as missing."""
 
 
 def by_name(page: Path) -> str:
@@ -45,8 +43,7 @@ def test_every_page_is_reachable_from_the_readme() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=by_name)
 def test_commands_on_pages_exist(page: Path) -> None:
     for name, sub in COMMAND.findall(code_of(page)):
-        if name not in NOT_YET:
-            assert exists(name, sub), f"pawl {name} {sub}"
+        assert exists(name, sub), f"pawl {name} {sub}"
 
 
 def exists(name: str, sub: str) -> bool:
@@ -58,10 +55,6 @@ def exists(name: str, sub: str) -> bool:
 def subcommands(command: object) -> Mapping[str, object]:
     """Those of a group; none for a plain command."""
     return getattr(command, "commands", {})
-
-
-def test_what_is_said_to_be_missing_is_missing() -> None:
-    assert not any(exists(name, "") for name in NOT_YET)
 
 
 def test_every_alert_has_its_section_in_the_runbook() -> None:

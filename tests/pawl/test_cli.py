@@ -45,7 +45,7 @@ COMMANDS = [
     "retrain", "retrain run", "retrain status", "retrain list", "retrain explain",
     "models", "models list", "models show", "models promote", "models retire",
     "rollout", "rollout start", "rollout status", "rollout advance", "rollout hold", "rollout resume",
-    "rollout rollback", "rollout explain", "erase",
+    "rollout rollback", "rollout explain", "experiment", "experiment report", "erase",
 ]  # fmt: skip
 READING = [
     "db check", "pairs mine", "pairs list", "retrain status", "retrain list", "models list", "rollout status",
