@@ -73,11 +73,21 @@ def drop_what_hangs_on(connection: sa.Connection, ids: Sequence[str]) -> Removed
     return Removed(counts).plus(drop_pairs(connection, sides))
 
 
+def lock_in_order(connection: sa.Connection, column: sa.Column[str], ids: Sequence[str]) -> None:
+    """Lock rows in the order of their ids, as mining does: in any other order two could wait for each other.
+
+    A statement that changes several rows locks them as it comes to them. SQLite has one writer at a time anyhow.
+    """
+    connection.execute(sa.select(column).where(column.in_(ids)).order_by(column).with_for_update()).all()
+
+
 def drop_pairs(connection: sa.Connection, which: sa.ColumnElement[bool]) -> Removed:
     """Remove pairs; of those that a promoted run trained on the lineage stays, without texts and names."""
     p = pairs.c
     has_something = sa.or_(p.chosen != NO_PAIR["chosen"], p.principals != NO_PAIR["principals"])
-    found = connection.execute(sa.select(p.id, p.first_run).where(which, has_something)).all()
+    # In the order of ids: see `lock_in_order`.
+    query = sa.select(p.id, p.first_run).where(which, has_something).order_by(p.id).with_for_update()
+    found = connection.execute(query).all()
     if not found:
         return Removed()
     unused = [row.id for row in found if row.first_run is None]
@@ -138,6 +148,7 @@ def _erase(connection: sa.Connection, ids: Sequence[str]) -> Removed | None:
     """The texts first: a mining pass that holds them ends before, and the pairs that it made of them are seen then."""
     if not ids:
         return None
+    lock_in_order(connection, interactions.c.id, ids)
     connection.execute(interactions.update().where(interactions.c.id.in_(ids)).values(**ERASED))
     return drop_what_hangs_on(connection, ids).plus(Removed(Counter(interactions=len(ids))))
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from feedback.erasure_store import NO_PAIR
+from feedback.erasure_store import NO_PAIR, lock_in_order
 from feedback.judged.verdict_store import verdicts_on
 from pawl.database import Database
 from pawl.schema import dead_letters, feedback_events, interactions, judge_verdicts, pairs, scores
@@ -75,6 +75,7 @@ def _old_interactions(connection: sa.Connection, before: float, n_rows: int) -> 
     ids = connection.execute(query).scalars().all()
     if not ids:
         return Counter()
+    lock_in_order(connection, i.id, ids)
     return Counter(
         feedback=_delete(connection, feedback_events.c.interaction_id, ids),
         scores=_delete(connection, scores.c.interaction_id, ids),
@@ -98,6 +99,7 @@ def _old_pairs(connection: sa.Connection, before: float, n_rows: int) -> Counter
     query = sa.select(p.id).where(p.created_at < before, has_something).order_by(p.created_at, p.id).limit(n_rows)
     ids = connection.execute(query).scalars().all()
     if ids:
+        lock_in_order(connection, p.id, ids)
         connection.execute(pairs.update().where(p.id.in_(ids), p.first_run.is_not(None)).values(**NO_PAIR))
         connection.execute(pairs.delete().where(p.id.in_(ids), p.first_run.is_(None)))
     return Counter(pairs=len(ids)) if ids else Counter()
