@@ -23,6 +23,7 @@ from ab_testing.outcomes import (
     is_unscored,
     matured_users,
 )
+from ab_testing.replay import Inputs
 from ab_testing.rollout_store import CONTROLLER, Rollout, insert_rollout, running_rollout, save_progress
 from ab_testing.route_store import load_route
 from feedback.store import Exposure, experiment_rows, experiment_units
@@ -187,7 +188,7 @@ class Controller:
             cursor=matured.cursor,
             updated_at=now,
         )
-        self._act(rollout, after, decision, CONTROLLER, epoch)
+        self._act(rollout, after, decision, CONTROLLER, epoch, Inputs(health, matured.outcomes))
         return Tick(after, decision, len(matured.outcomes))
 
     def act(self, alias: str, action: Action, reason: str, *, actor: str, epoch: int) -> Tick | None:
@@ -213,14 +214,25 @@ class Controller:
         self._act(rollout, after, decision, actor, epoch)
         return Tick(after, decision, 0)
 
-    def _act(self, before: Rollout, after: Rollout, decision: Decision, actor: str, epoch: int) -> None:
+    def _act(
+        self,
+        before: Rollout,
+        after: Rollout,
+        decision: Decision,
+        actor: str,
+        epoch: int,
+        inputs: Inputs | None = None,
+    ) -> None:
+        """Recorded is whatever is news or changes the state, for `replay` makes the state again from the records."""
         moves = weight_of(before.state, before.config) != weight_of(after.state, after.config)
         current = load_route(self._database, before.alias) if moves else None
         route = route_of(after, current) if current else None
-        is_news = decision.verdict != "continue" or before.cursor != after.cursor
-        repeats = decision.verdict == "hold" and before.state.status == "hold" and actor == CONTROLLER
-        recorded = decision if is_news and not repeats else None
-        save_progress(self._database, before, after, decision=recorded, route=route, actor=actor, epoch=epoch)
+        is_ordered = actor != CONTROLLER
+        recorded = decision if is_ordered or before.state != after.state or before.cursor != after.cursor else None
+        kept = None if inputs is None else inputs.to_json()
+        save_progress(
+            self._database, before, after, decision=recorded, route=route, actor=actor, epoch=epoch, inputs=kept
+        )
         if decision.verdict not in ("continue", "hold"):
             log.info("rollout_decision", rollout=after.id, verdict=decision.verdict, reason=decision.reason)
         if after.state.is_final:

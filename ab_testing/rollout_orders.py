@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from feedback.store import mark_pairs_used
 from pawl import leases, registry
 from pawl.clock import Clock
 from pawl.database import Database
-from pawl.engines import Engine, load_verified
+from pawl.engines import Engine, load_verified, prove_loaded
 from pawl.errors import ConfigurationError, NegativeVerdict, UnknownModel
+from pawl.fingerprints import fingerprint_of
 from pawl.registry import Model, ModelState
 from pawl.settings import ModelSettings, Settings
 
@@ -46,7 +47,8 @@ def open_rollout(
     served = settings.serving.models[alias]
     _check_candidate(database, served, alias, model, is_forced=is_forced)
     canary_config(settings.rollout)  # Wrong settings are told before the engines are troubled.
-    load_everywhere(served, model)
+    registry.take_up(database, candidate, now=clock())
+    load_everywhere(served, model, settings.engine.max_lora_rank)
     route = load_route(database, alias) or Route(alias, 0, served.champion)
     epoch = leases.epoch_of(database, f"rollout/{alias}")
     rollout = start_rollout(
@@ -59,7 +61,6 @@ def open_rollout(
         actor=actor[:MAX_ACTOR_CHARS],
         is_forced=is_forced,
     )
-    registry.set_state(database, candidate, ModelState.CHALLENGER, now=clock())
     return rollout.id
 
 
@@ -82,18 +83,25 @@ def gate_reason(database: Database, model: Model) -> str:
         return "its run is not recorded"
 
 
-def load_everywhere(served: ModelSettings, model: Model) -> None:
-    """Load a version into every engine of its alias and prove that it is served.
+def load_everywhere(served: ModelSettings, model: Model, max_rank: int | None) -> None:
+    """Load a version into every engine of its alias and prove that it is served as it was trained.
+
+    Where its files cannot be looked through, as in a gateway, every engine must have loaded it already.
 
     Raises:
-        PublishFailed: an engine refuses it.
+        BadAdapter: its files are not those that were sealed.
+        PublishFailed: an engine refuses it, or serves something else.
         Unreachable: an engine does not answer.
     """
     if model.path is None:  # A base model has no adapter to load: the engines were started with it.
         return
+    path = Path(model.path)
     with ExitStack() as stack:
         engines = [stack.enter_context(closing(Engine(url))) for url in served.engines]
-        load_verified(engines, model.name, Path(model.path), model.base)
+        if path.exists():
+            load_verified(engines, model.name, path, model.base, max_rank=max_rank, sha256=model.sha256)
+        else:
+            prove_loaded(engines, model.name, path, model.base, fingerprint_of(model.manifest))
 
 
 def controller_of(database: Database, clock: Clock) -> Controller:
@@ -129,14 +137,18 @@ def plain(reason: str) -> str:
 
 
 def end_rollout(database: Database, rollout: Rollout, *, now: float) -> None:
-    """A rollout is over: the registry and the pairs that taught the champion follow."""
+    """A rollout is over: the pairs that taught the champion follow; the registry did with the rollout's last write.
+
+    Safe to repeat, and to do late: a model that has moved on since stays as it is.
+    """
     is_promoted = rollout.state.status == "promoted"
     state = ModelState.CHAMPION if is_promoted else ModelState.RETIRED
-    registry.set_state(database, rollout.candidate, state, now=now)
+    registry.set_state(database, rollout.candidate, state, now=now, expected=(ModelState.CHALLENGER,))
     model = registry.get_model(database, rollout.candidate)
     if is_promoted and model.run_id:
-        run = registry.get_run(database, model.run_id)
-        mark_pairs_used(database, run.detail.get("new_pair_ids", []), model.run_id)
+        with suppress(UnknownModel):  # A training outside the rounds uses no pairs up.
+            run = registry.get_run(database, model.run_id)
+            mark_pairs_used(database, run.detail.get("new_pair_ids", []), model.run_id)
 
 
 def describe_rollout(found: Rollout) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from ab_testing.canary import Decision
 from ab_testing.canary_state import FINAL, CanaryConfig, CanaryState, Status
 from ab_testing.experiment import Route
 from ab_testing.route_store import write_route
+from pawl import registry
 from pawl.audit import AuditEvent, note
 from pawl.database import Database
 from pawl.errors import NegativeVerdict, StaleWrite
+from pawl.registry import ModelState
 from pawl.schema import decisions, rollouts
 
 CONTROLLER = "controller"
@@ -74,6 +76,7 @@ def insert_rollout(
             raise NegativeVerdict(f"{rollout.alias} has a running rollout: {running}")
         write_route(connection, route, epoch=epoch, at=rollout.created_at)
         connection.execute(rollouts.insert().values(**_row(rollout)))
+        _move_candidate(connection, rollout, ModelState.CHALLENGER, actor)
         detail = {"candidate": rollout.candidate, "is_forced": is_forced}
         note(connection, AuditEvent(rollout.created_at, actor, "rollout.start", rollout.id, detail))
 
@@ -139,8 +142,12 @@ def save_progress(
     *,
     actor: str,
     epoch: int,
+    inputs: Mapping[str, Any] | None = None,
 ) -> None:
     """Keep what a tick did: the state, the decision if it is worth a record, and the route if traffic moves.
+
+    Args:
+        inputs: What the decision was made from, for `ab_testing.replay`.
 
     Raises:
         StaleWrite: another process moved this rollout or its route meanwhile; nothing was kept.
@@ -154,11 +161,15 @@ def save_progress(
         if not changed:
             raise StaleWrite(f"rollout {before.id} moved meanwhile")
         if decision is not None:
-            connection.execute(decisions.insert().values(**_decision_row(after, decision, actor)))
-            if decision.verdict != "continue":
+            connection.execute(decisions.insert().values(**_decision_row(after, decision, actor, inputs)))
+            waits_on = decision.verdict == "hold" and before.state.status == "hold" and actor == CONTROLLER
+            if decision.verdict != "continue" and not waits_on:
                 note(connection, _audit_event(after, decision, actor))
         if route is not None:
             write_route(connection, route, epoch=epoch, at=after.updated_at)
+        if after.state.is_final:
+            is_promoted = after.state.status == "promoted"
+            _move_candidate(connection, after, ModelState.CHAMPION if is_promoted else ModelState.RETIRED, actor)
 
 
 def list_decisions(database: Database, rollout_id: str) -> list[DecisionRecord]:
@@ -174,12 +185,26 @@ def list_decisions(database: Database, rollout_id: str) -> list[DecisionRecord]:
         ]  # fmt: skip
 
 
+def decision_inputs(database: Database, rollout_id: str) -> dict[int, Any]:
+    """What each decision was made from, as JSON, by the decision's id; people's orders have none."""
+    d = decisions.c
+    query = sa.select(d.id, d.inputs).where(d.rollout_id == rollout_id, d.inputs.is_not(None))
+    with database.read() as connection:
+        return {row.id: json.loads(row.inputs) for row in connection.execute(query)}
+
+
+def _move_candidate(connection: sa.Connection, rollout: Rollout, state: ModelState, actor: str) -> None:
+    """The registry follows in the same transaction. Models that only the engines know are in no registry."""
+    if registry.is_registered(connection, rollout.candidate):
+        registry.move(connection, rollout.candidate, state, now=rollout.updated_at, actor=actor)
+
+
 def _audit_event(rollout: Rollout, decision: Decision, actor: str) -> AuditEvent:
     detail = {"reason": decision.reason}
     return AuditEvent(rollout.updated_at, actor, f"rollout.{decision.verdict}", rollout.id, detail)
 
 
-def _decision_row(rollout: Rollout, decision: Decision, actor: str) -> dict[str, Any]:
+def _decision_row(rollout: Rollout, decision: Decision, actor: str, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "rollout_id": rollout.id,
         "at": rollout.updated_at,
@@ -191,6 +216,7 @@ def _decision_row(rollout: Rollout, decision: Decision, actor: str) -> dict[str,
         "evidence": json.dumps(decision.to_json()["evidence"]),
         "config_hash": rollout.config.config_hash,
         "actor": actor,
+        "inputs": None if inputs is None else json.dumps(inputs),
     }
 
 

@@ -30,12 +30,16 @@ BENCHES = (
     Bench("bench.outage", ("--minutes", "0.5"), "Does an absent database lose records or turn clients away?"),
     Bench("bench.soak", ("--minutes", "1"), "Does anything grow under mixed traffic?"),
     Bench("bench.kill", ("--kills", "5"), "Does kill -9 under load lose or double a record?"),
+    Bench("bench.retrain_kill", ("--kills", "3"), "Does kill -9 of a retraining round change what comes out of it?"),
     Bench("bench.feedback", ("--quick",), "How much feedback does a process take in, durably?"),
     Bench(
         "bench.mining",
         ("--interactions", "100000", "--signals", "10000", "--users", "5000"),
         "How long does mining take, and in how much memory?",
     ),
+    Bench("bench.gate", ("--quick",), "Does the gate stop seven bad adapters, each by its own check?"),
+    Bench("bench.train", ("--only", "--pairs", "96", "--rounds", "3"), "How fast is training, beside TRL as it comes?"),
+    Bench("bench.objectives", ("--pairs", "96"), "Does every objective lower its own loss on the practice model?"),
     Bench("bench.poison", ("--quick",), "How much poison gets into a training set, and what does that cost?"),
 )
 

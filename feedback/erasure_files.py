@@ -39,8 +39,8 @@ Pick = Callable[[Sequence[Row]], set[str]]
 SIDES = ("chosen_interaction", "rejected_interaction", "interaction")
 MINED = "mine"
 """The step whose files say whose every pair is."""
-ANSWERS = Path("evaluate", "answers.jsonl")
-"""Quotes prompts of the hold-out, under names of its own."""
+ANSWERS = "evaluate*/answers.jsonl"
+"""Quotes prompts of the hold-out, under names of its own; also of a step that was killed before it had its name."""
 OPAQUE = (".parquet", ".arrow")
 """Data that is only removed as a whole."""
 PART = ".part"
@@ -132,16 +132,18 @@ def _erase_alone(run: Path, pick: Pick, now: float) -> int:
 def data_files(run: Path) -> list[Path]:
     """What cannot be changed row by row."""
     opaque = [path for path in run.rglob("*") if path.suffix in OPAQUE]
-    return [*opaque, run / ANSWERS] if (run / ANSWERS).exists() else opaque
+    return [*opaque, *run.glob(ANSWERS)]
 
 
 def drop_late_answers(run: Path) -> None:
     """Somebody may have been erased from the hold-out when it had been read, and before it was quoted."""
     path = run / "build" / "manifest.json"
-    if (run / ANSWERS).exists() and path.exists():
+    found = list(run.glob(ANSWERS))
+    if found and path.exists():
         manifest = json.loads(path.read_text())
         if not erased_of(manifest).isdisjoint(manifest.get("holdout_ids", ())):
-            (run / ANSWERS).unlink()
+            for answers in found:
+                answers.unlink()
 
 
 def erased_of(manifest: Mapping[str, Any]) -> set[str]:

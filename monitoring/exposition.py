@@ -48,6 +48,7 @@ GAUGES: Final = {
     "pawl_keys_read_timestamp_seconds": Joint.OLDEST,
     "pawl_build_info": Joint.MAX,
     "pawl_retrain_last_success_timestamp_seconds": Joint.MAX,
+    "pawl_adapters_missing": Joint.OWN,
     "pawl_rollout_weight": Joint.OWN,
     "pawl_rollout_state": Joint.OWN,
 }

@@ -188,6 +188,9 @@ PAIRS_REJECTED: Final = Counter(
     registry=REGISTRY,
 )
 RETRAIN_RUNS: Final = Counter("pawl_retrain_runs_total", "Retraining runs finished.", ("outcome",), registry=REGISTRY)
+RETRAIN_SKIPS: Final = Counter(
+    "pawl_retrain_skips_total", "Times that no round was due when asked.", ("reason",), registry=REGISTRY
+)
 RETRAIN_LAST_SUCCESS: Final = Gauge(
     "pawl_retrain_last_success_timestamp_seconds",
     "Unix time of the last run that published an adapter; 0 where there was none or the process does not know.",
@@ -213,6 +216,18 @@ DEAD_LETTERS: Final = Counter(
 )
 
 # Rollouts.
+ADAPTERS_MISSING: Final = Gauge(
+    "pawl_adapters_missing",
+    "Adapters that a replica should serve and does not, or not as they were trained.",
+    ("model", "replica"),
+    registry=REGISTRY,
+)
+ADAPTER_CHANGES: Final = Counter(
+    "pawl_adapter_changes_total",
+    "Adapters that the worker loaded into a replica, unloaded or refused to leave there.",
+    ("replica", "action"),
+    registry=REGISTRY,
+)
 ROLLOUT_WEIGHT: Final = Gauge(
     "pawl_rollout_weight", "Share of users the variant is assigned, from 0 to 1.", _SERVED, registry=REGISTRY
 )

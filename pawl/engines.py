@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 
-from pawl.errors import PawlError, PublishFailed, Unreachable
+from pawl.adapter_files import verify_adapter
+from pawl.errors import PublishFailed, Unreachable
+from pawl.fingerprints import Fingerprint, Place, fingerprint_of, why_not
 
 GOLDEN_PROMPTS = (
     "How do I boil an egg?",
@@ -23,24 +25,10 @@ TOLERANCE = 1e-4
 """Log-probabilities that differ by less are the same; a LoRA of zeros changes nothing at all."""
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A wish that could not be met."""
-
-    engine: str
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Reconciliation:
-    """What was put right."""
-
-    loaded: tuple[tuple[str, str], ...]
-    """Engine and adapter name of each load."""
-    failures: tuple[Failure, ...]
+LIST_TIMEOUT_S = 10.0
+"""For what an engine answers without its model."""
+ADAPTERS_IN_USE = "vllm:lora_requests_info"
+"""A gauge whose labels name adapters, and whose value is when that was so."""
 
 
 class Engine:
@@ -48,19 +36,22 @@ class Engine:
 
     def __init__(self, url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
-        timeout = httpx2.Timeout(answer_timeout_s, connect=CONNECT_TIMEOUT_S)
-        self._client = httpx2.Client(base_url=self.url, timeout=timeout, trust_env=False)
+        self._answer_timeout_s = answer_timeout_s
+        self._client = httpx2.Client(base_url=self.url, trust_env=False)
 
     def close(self) -> None:
         self._client.close()
 
     def served(self) -> dict[str, str]:
         """The names it answers to, and the path each was loaded from."""
-        cards = self._ask("GET", "/v1/models").get("data", [])
-        return {str(card["id"]): str(card.get("root", "")) for card in cards}
+        cards = self._ask("GET", "/v1/models", timeout_s=LIST_TIMEOUT_S).get("data", [])
+        try:
+            return {str(card["id"]): str(card.get("root", "")) for card in cards}
+        except (AttributeError, KeyError, TypeError) as exc:
+            raise PublishFailed(f"{self.url}: its list of models cannot be read") from exc
 
     def load(self, name: str, path: Path) -> None:
-        """Load an adapter; loading what is there already is fine.
+        """Load an adapter; loading what is there already is fine, also what another process loads just now.
 
         Raises:
             PublishFailed: it is refused, or the name already stands for another path.
@@ -68,13 +59,56 @@ class Engine:
         served = self.served()
         if name in served:
             return self._check_root(name, served[name], path)
-        self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        try:
+            self._ask("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        except PublishFailed:
+            if self.served().get(name) != str(path):
+                raise
         return self._check_root(name, self.served().get(name, ""), path)
 
     def unload(self, name: str) -> None:
         """Forget an adapter; one that is not there is fine. Its files must outlive it on every replica."""
-        if name in self.served():
+        if name not in self.served():
+            return
+        try:
             self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        except PublishFailed:
+            if name in self.served():
+                raise
+
+    def adapters_in_use(self) -> frozenset[str]:
+        """Adapters that requests run with or wait for, as the engine's metrics tell; none where they do not."""
+        try:
+            response = self._client.get("/metrics", timeout=LIST_TIMEOUT_S)
+        except httpx2.TransportError as exc:
+            raise self._unreachable("/metrics", exc) from exc
+        return adapters_in_use(response.text) if response.status_code == 200 else frozenset()
+
+    def token_logps(self, model: str, places: Sequence[Place]) -> list[float]:
+        """Log-probability of the next token at every place.
+
+        Each is an answer of one token. `prompt_logprobs` would need one request for a whole text, but on a CPU server
+        with adapters it ends the engine's process when anything else runs (vLLM 0.32, `punica_cpu.add_lora_logits`).
+
+        Raises:
+            PublishFailed: the engine does not tell them.
+        """
+        body = {
+            "model": model,
+            "prompt": [list(place.prefix) for place in places],
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": 1,
+            "logprob_token_ids": sorted({place.token for place in places}),
+            "return_tokens_as_token_ids": True,
+        }
+        answer = self._ask("POST", "/v1/completions", body)
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+            tops = [choice["logprobs"]["top_logprobs"][0] for choice in choices]
+            return [float(top[f"token_id:{place.token}"]) for place, top in zip(places, tops, strict=True)]
+        except (KeyError, IndexError, TypeError, ValueError) as exc:
+            raise PublishFailed(f"{self.url}: {model} answered without the log-probabilities asked for") from exc
 
     def golden(self, model: str, prompt: str) -> list[dict[str, float]]:
         """The most likely tokens at each place of a greedy answer, with their log-probabilities."""
@@ -97,35 +131,93 @@ class Engine:
         if root != str(path):
             raise PublishFailed(f"{self.url}: {name} is served from {root or 'nowhere'}, not from {path}")
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        given = self._answer_timeout_s
+        timeout = httpx2.Timeout(min(timeout_s or given, given), connect=CONNECT_TIMEOUT_S)
         try:
-            response = self._client.request(method, path, json=body)
+            response = self._client.request(method, path, json=body, timeout=timeout)
         except httpx2.TransportError as exc:
-            raise Unreachable(f"{self.url}{path}: {type(exc).__name__} {exc}".rstrip()) from exc
+            raise self._unreachable(path, exc) from exc
         if response.status_code != 200:
             raise PublishFailed(f"{self.url}{path}: {response.status_code} {response.text[:300]}")
         return _object(response) if response.headers.get("content-type", "").startswith("application/json") else {}
 
+    def _unreachable(self, path: str, exc: httpx2.TransportError) -> Unreachable:
+        return Unreachable(f"{self.url}{path}: {type(exc).__name__} {exc}".rstrip())
 
-def load_verified(engines: Iterable[Engine], name: str, path: Path, base: str) -> None:
-    """Load an adapter into every replica and prove it is served; only then may it be routed to.
+
+def load_verified(
+    engines: Iterable[Engine],
+    name: str,
+    path: Path,
+    base: str,
+    *,
+    max_rank: int | None = None,
+    sha256: str | None = None,
+) -> None:
+    """Load an adapter into every replica and prove that it is served as it was trained; only then may it be routed to.
+
+    Args:
+        max_rank: the largest rank that the engines take.
+        sha256: what its weights are registered as.
 
     Raises:
-        PublishFailed: a replica refuses it, serves other files under its name, or answers just as the base does.
+        BadAdapter: its files are not those that were sealed; no engine has been troubled.
+        PublishFailed: a replica refuses it, or serves something else under its name.
+        Unreachable: a replica does not answer.
+    """
+    adapter = verify_adapter(path, max_rank, sha256=sha256)
+    fingerprint = fingerprint_of(adapter.manifest)
+    for engine in engines:
+        engine.load(name, adapter.path)
+        prove(engine, name, base, fingerprint)
+
+
+def prove_loaded(engines: Iterable[Engine], name: str, path: Path, base: str, fingerprint: Fingerprint | None) -> None:
+    """As `load_verified` from where the adapter's files cannot be looked through: nothing is loaded.
+
+    Raises:
+        PublishFailed: a replica has not loaded it, or serves something else under its name.
         Unreachable: a replica does not answer.
     """
     for engine in engines:
-        engine.load(name, path.absolute())
-        verify(engine, name, base)
+        root = engine.served().get(name)
+        if root != str(path.absolute()):
+            raise PublishFailed(
+                f"{engine.url} serves {name} from {root or 'nowhere'}, and {path} cannot be looked through from here:"
+                " give this order where the adapters' directory is, or wait for the worker"
+            )
+        prove(engine, name, base, fingerprint)
 
 
-def verify(engine: Engine, name: str, base: str) -> None:
-    """Make sure that the adapter changes what the engine says.
+def prove(engine: Engine, name: str, base: str, fingerprint: Fingerprint | None) -> None:
+    """Make sure that an engine serves an adapter as it was trained; otherwise it is taken out of there again.
 
     Raises:
-        PublishFailed: it answers every golden prompt as the base does.
+        PublishFailed: it serves something else.
     """
-    if all(is_same(engine.golden(name, prompt), engine.golden(base, prompt)) for prompt in GOLDEN_PROMPTS):
+    try:
+        verify(engine, name, base, fingerprint)
+    except PublishFailed:
+        engine.unload(name)
+        raise
+
+
+def verify(engine: Engine, name: str, base: str, fingerprint: Fingerprint | None) -> None:
+    """Compare what an engine says under an adapter's name with what the trainer's models said.
+
+    Without a fingerprint all that can be asked is whether the adapter changes anything.
+
+    Raises:
+        PublishFailed: says what the engine seems to serve instead.
+    """
+    if fingerprint is not None:
+        served, of_base = (engine.token_logps(model, fingerprint.places) for model in (name, base))
+        if reason := why_not(fingerprint, served, of_base):
+            raise PublishFailed(f"{engine.url}: {name} is not served as it was trained: {reason}")
+    elif all(is_same(engine.golden(name, prompt), engine.golden(base, prompt)) for prompt in GOLDEN_PROMPTS):
         raise PublishFailed(f"{engine.url}: {name} answers exactly as {base} does; its weights are not in effect")
 
 
@@ -135,15 +227,24 @@ def unload_everywhere(engines: Iterable[Engine], name: str) -> None:
         engine.unload(name)
 
 
-def reconcile(engines: Sequence[Engine], wanted: Mapping[str, Path]) -> Reconciliation:
-    """Load what a restarted engine has forgotten. A replica that fails does not keep the others from their adapters."""
-    loaded: list[tuple[str, str]] = []
-    failures: list[Failure] = []
-    for engine in engines:
-        done, failed = _reconcile_one(engine, wanted)
-        loaded += done
-        failures += failed
-    return Reconciliation(tuple(loaded), tuple(failures))
+def adapters_in_use(metrics: str) -> frozenset[str]:
+    """The adapters of the newest line of vLLM's gauge about them.
+
+    >>> line = '{}{{max_lora="2",running_lora_adapters="{}",waiting_lora_adapters="{}"}} {}'
+    >>> newest, old = line.format(ADAPTERS_IN_USE, "a,b", "c", 2.0), line.format(ADAPTERS_IN_USE, "d", "", 1.0)
+    >>> sorted(adapters_in_use(newest + chr(10) + old + chr(10)))
+    ['a', 'b', 'c']
+    """
+    try:
+        families = list(text_string_to_metric_families(metrics))
+    except ValueError:
+        return frozenset()
+    samples = [sample for family in families for sample in family.samples if sample.name == ADAPTERS_IN_USE]
+    if not samples:
+        return frozenset()
+    labels = max(samples, key=lambda sample: sample.value).labels
+    names = (labels.get(f"{state}_lora_adapters", "").split(",") for state in ("running", "waiting"))
+    return frozenset(name for found in names for name in found if name)
 
 
 def is_same(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, float]]) -> bool:
@@ -157,24 +258,6 @@ def is_same(one: Sequence[Mapping[str, float]], other: Sequence[Mapping[str, flo
 
 def _same_place(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
     return one.keys() == other.keys() and all(math.isclose(one[t], other[t], abs_tol=TOLERANCE) for t in one)
-
-
-def _reconcile_one(engine: Engine, wanted: Mapping[str, Path]) -> tuple[list[tuple[str, str]], list[Failure]]:
-    try:
-        served = engine.served()
-    except PawlError as exc:
-        return [], [Failure(engine.url, name, str(exc)) for name in wanted]
-    loaded: list[tuple[str, str]] = []
-    failures: list[Failure] = []
-    for name, path in wanted.items():
-        if served.get(name) == str(path.absolute()):
-            continue
-        try:
-            engine.load(name, path.absolute())
-            loaded.append((engine.url, name))
-        except PawlError as exc:
-            failures.append(Failure(engine.url, name, str(exc)))
-    return loaded, failures
 
 
 def _object(response: httpx2.Response) -> dict[str, Any]:

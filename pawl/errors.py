@@ -7,6 +7,7 @@ PawlError
 ├── StaleWrite            somebody else wrote first, or holds a later lease; exit code 1
 ├── UnknownModel          no model or run of this name is registered; exit code 1
 ├── RunConflict           another process took the run over, or the cycle has its run already; exit code 1
+├── BadAdapter            files that are not an adapter we serve, or not the ones that were sealed; exit code 1
 └── PublishFailed         an engine refused an adapter, or serves something else under its name; exit code 1
 """
 
@@ -47,6 +48,10 @@ class UnknownModel(PawlError):
 
 class RunConflict(PawlError):
     """Two processes, or two runs, where there may be one."""
+
+
+class BadAdapter(PawlError):
+    """An adapter that must not be served."""
 
 
 class PublishFailed(PawlError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from pawl.audit import AuditEvent, note
 from pawl.database import Database
-from pawl.errors import NegativeVerdict, RunConflict, UnknownModel
+from pawl.errors import NegativeVerdict, RunConflict, StaleWrite, UnknownModel
 from pawl.schema import models, runs
 
 
@@ -42,6 +42,15 @@ class ModelState(StrEnum):
     CHALLENGER = "challenger"
     CHAMPION = "champion"
     RETIRED = "retired"
+
+
+SOLE = (ModelState.CHAMPION, ModelState.CHALLENGER)
+"""States that one model of an alias has at most; who comes into one retires who was there."""
+RESTING = (ModelState.RETIRED, ModelState.REJECTED)
+"""States of models that nobody is to be served by."""
+DEFAULT_ACTOR = "pawl"
+FILES_DELETED_AT = "files_deleted_at"
+"""In the manifest of a model whose files are gone, when they went."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +173,12 @@ def update_run(
     return get_run(database, run.id)
 
 
-def register_model(database: Database, model: Model) -> None:
+def register_model(database: Database, model: Model, *, actor: str = DEFAULT_ACTOR) -> None:
     """Add a model; one that is there stays as it is."""
     with database.write() as connection:
-        database.insert_new(connection, models, [_row(model, "manifest")])
+        if database.insert_new(connection, models, [_row(model, "manifest")]):
+            detail = {"alias": model.alias, "sha256": model.sha256, "run": model.run_id, "state": str(model.state)}
+            note(connection, AuditEvent(model.created_at, actor, "model.register", model.name, detail))
 
 
 def get_model(database: Database, name: str) -> Model:
@@ -191,20 +202,61 @@ def list_models(database: Database, alias: str, state: ModelState | None = None)
         return [_model(row) for row in connection.execute(query).mappings()]
 
 
-def set_state(database: Database, name: str, state: ModelState, *, now: float) -> None:
-    """Move a model on in its life; a new champion retires the old one in the same transaction.
+def set_state(
+    database: Database,
+    name: str,
+    state: ModelState,
+    *,
+    now: float,
+    actor: str = DEFAULT_ACTOR,
+    expected: Collection[ModelState] | None = None,
+) -> bool:
+    """Move a model on in its life, and write that down; True if that changed anything.
+
+    A new champion or challenger retires the old one in the same transaction. For a lease's holder pass a
+    `leases.FencedDatabase`: then nothing is changed once another has the lease.
+
+    Args:
+        expected: leave a model alone that is in another state than these.
 
     Raises:
         UnknownModel: there is none of this name.
+        StaleWrite: another process moved a model of this alias in the same moment.
     """
-    with database.write() as connection:
-        alias = connection.execute(sa.select(models.c.alias).where(models.c.name == name)).scalar_one_or_none()
-        if alias is None:
-            raise UnknownModel(f"no model is registered as {name}")
-        if state == ModelState.CHAMPION:
-            old = sa.and_(models.c.alias == alias, models.c.state == str(state), models.c.name != name)
-            connection.execute(sa.update(models).where(old).values(state=str(ModelState.RETIRED), updated_at=now))
-        connection.execute(sa.update(models).where(models.c.name == name).values(state=str(state), updated_at=now))
+    try:
+        with database.write() as connection:
+            return move(connection, name, state, now=now, actor=actor, expected=expected)
+    except sa.exc.IntegrityError as exc:  # Of two that came at once into a state for one.
+        raise StaleWrite(f"another {state} of the same alias came in this moment: nothing was changed") from exc
+
+
+def move(
+    connection: sa.Connection,
+    name: str,
+    state: ModelState,
+    *,
+    now: float,
+    actor: str,
+    expected: Collection[ModelState] | None = None,
+) -> bool:
+    """As `set_state`, inside the caller's transaction."""
+    query = sa.select(models.c.alias, models.c.state).where(models.c.name == name).with_for_update()
+    found = connection.execute(query).first()
+    if found is None:
+        raise UnknownModel(f"no model is registered as {name}")
+    if found.state == state or (expected is not None and found.state not in expected):
+        return False
+    if state in SOLE:
+        of_alias = sa.and_(models.c.alias == found.alias, models.c.state == str(state))
+        for other in list(connection.execute(sa.select(models.c.name).where(of_alias).with_for_update()).scalars()):
+            _write_state(connection, other, str(state), ModelState.RETIRED, now=now, actor=actor)
+    _write_state(connection, name, found.state, state, now=now, actor=actor)
+    return True
+
+
+def is_registered(connection: sa.Connection, name: str) -> bool:
+    """Whether it is a model of ours: an engine's own need not be."""
+    return connection.execute(sa.select(models.c.name).where(models.c.name == name)).first() is not None
 
 
 def retire_model(database: Database, name: str, *, now: float, actor: str) -> Model:
@@ -214,16 +266,66 @@ def retire_model(database: Database, name: str, *, now: float, actor: str) -> Mo
         UnknownModel: there is none of this name.
         NegativeVerdict: it is in service.
     """
+    with database.write() as connection:
+        query = sa.select(models.c.state).where(models.c.name == name).with_for_update()
+        if connection.execute(query).scalar_one_or_none() in SOLE:
+            raise NegativeVerdict(f"{name} is in service: promote another model, or roll it back, first")
+        move(connection, name, ModelState.RETIRED, now=now, actor=actor)
+    return get_model(database, name)
+
+
+def take_up(database: Database, name: str, *, now: float) -> None:
+    """A model is about to be sent out: whoever tidies engines and files counts its rest from now on.
+
+    Raises:
+        UnknownModel: there is none of this name.
+        NegativeVerdict: its files have been deleted.
+    """
     this = models.c.name == name
     with database.write() as connection:
-        state = connection.execute(sa.select(models.c.state).where(this).with_for_update()).scalar_one_or_none()
-        if state is None:
+        manifest = connection.execute(sa.select(models.c.manifest).where(this).with_for_update()).scalar_one_or_none()
+        if manifest is None:
             raise UnknownModel(f"no model is registered as {name}")
-        if state in (ModelState.CHAMPION, ModelState.CHALLENGER):
-            raise NegativeVerdict(f"{name} is in service: promote another model, or roll it back, first")
-        connection.execute(sa.update(models).where(this).values(state=str(ModelState.RETIRED), updated_at=now))
-        note(connection, AuditEvent(now, actor, "model.retire", name, {"state_before": state}))
-    return get_model(database, name)
+        if FILES_DELETED_AT in json.loads(manifest):
+            raise NegativeVerdict(f"the files of {name} have been deleted")
+        connection.execute(sa.update(models).where(this).values(updated_at=now))
+
+
+def mark_files_deleted(database: Database, name: str, *, rested_since: float, now: float, actor: str) -> bool:
+    """Write down that a resting model's files go, before they do; False if it has been taken up again.
+
+    Raises:
+        UnknownModel: there is none of this name.
+    """
+    this = models.c.name == name
+    with database.write() as connection:
+        found = connection.execute(sa.select(models).where(this).with_for_update()).first()
+        if found is None:
+            raise UnknownModel(f"no model is registered as {name}")
+        if found.state not in RESTING or found.updated_at > rested_since:
+            return False
+        manifest = json.dumps(json.loads(found.manifest) | {FILES_DELETED_AT: now}, sort_keys=True, allow_nan=False)
+        connection.execute(sa.update(models).where(this).values(manifest=manifest))
+        note(connection, AuditEvent(now, actor, "model.delete_files", name, {}))
+    return True
+
+
+def _write_state(
+    connection: sa.Connection, name: str, before: str, state: ModelState, *, now: float, actor: str
+) -> None:
+    values = {"state": str(state), "updated_at": now}
+    connection.execute(sa.update(models).where(models.c.name == name).values(**values))
+    note(connection, AuditEvent(now, actor, _ACTIONS[state], name, {"state_before": before}))
+
+
+_ACTIONS = {
+    ModelState.CANDIDATE: "model.reopen",
+    ModelState.REJECTED: "model.reject",
+    ModelState.CHALLENGER: "model.challenge",
+    ModelState.CHAMPION: "model.promote",
+    ModelState.RETIRED: "model.retire",
+}
+"""What the audit trail calls coming into a state."""
 
 
 def promoted(database: Database, alias: str) -> Model | None:

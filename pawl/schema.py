@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -143,6 +144,11 @@ models = Table(
     Column("created_at", Double, nullable=False),
     Column("updated_at", Double, nullable=False),
     Index(None, "alias", "state"),
+    *(
+        Index(f"uq_models_{state}", "alias", unique=True, sqlite_where=only, postgresql_where=only)
+        for state in ("champion", "challenger")  # one of each for an alias
+        for only in [text(f"state = '{state}'")]
+    ),
 )
 
 runs = Table(
@@ -200,6 +206,7 @@ decisions = Table(
     Column("evidence", Text, nullable=False),
     Column("config_hash", String(64), nullable=False),
     Column("actor", String(64), nullable=False),
+    Column("inputs", Text),  # of a decision that nobody ordered: what it was made from
     Index(None, "rollout_id", "id"),
 )
 
@@ -210,6 +217,17 @@ leases = Table(
     Column("holder", String(128), nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("expires_at", Double, nullable=False),
+)
+
+retrain_checks = Table(  # Whether a round was due, whenever somebody asked.
+    "retrain_checks",
+    metadata,
+    Column("alias", String(255), primary_key=True),
+    Column("at", Double, primary_key=True),
+    Column("moment", Double),  # of the schedule, that this was the answer to
+    Column("is_due", Boolean, nullable=False),
+    Column("code", String(32), nullable=False),
+    Column("reason", Text, nullable=False),
 )
 
 dead_letters = Table(

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from pawl.errors import ConfigurationError
+from pawl.schedule import next_moment
 
 ENV_PREFIX = "PAWL_"
 NOT_SETTINGS = {"PAWL_CONFIG", "PAWL_TEST_CACHE"}
@@ -548,12 +549,48 @@ class RetentionSettings(Section):
     """Between two times, and a tenth of it while there is more to delete."""
 
 
+class TrainingGuardSettings(Section):
+    """What stops a training that goes wrong or uses up more than it may. Nothing half trained is ever published."""
+
+    max_grad_norm: float = Field(default=1000.0, gt=0.0)
+    """The norm of the gradient before it is clipped. A training that follows its data stays far below."""
+    max_chosen_fall: float = Field(default=0.5, gt=0.0)
+    """By how many nats per token the preferred answers may become less likely than at the start, as the mean of ten
+    steps. DPO may push both answers down, and refusals go first."""
+    max_hours: float = Field(default=24.0, gt=0.0)
+    """Hours of training over all attempts. The round stops with a checkpoint, and goes on from there when it may take
+    longer."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of prompts and answers that are trained on, over all attempts; the same happens."""
+
+
 class TrainingSettings(Section):
     """Preference training of one adapter; defaults suit a 7-8 B model."""
 
-    loss_type: list[str] = ["sigmoid", "sft"]
-    loss_weights: list[float] = [1.0, 0.1]
-    beta: float = 0.1
+    objective: Literal[
+        "dpo", "sigmoid", "ipo", "robust", "hinge", "apo_zero", "sigmoid_norm", "simpo", "orpo", "kto"
+    ] = "dpo"
+    """What is minimised; `sigmoid` is another name of `dpo`. `kto` learns from single thumbs as well."""
+    sft_weight: float = Field(default=0.1, ge=0.0)
+    """Weight of the likelihood of the preferred answer beside the preference, except for `orpo`, which has its own, and
+    `kto`. It keeps preferred answers, refusals among them, from becoming unlikely."""
+    flip_rate: float | None = Field(default=None, ge=0.0, lt=0.5)
+    """`robust`: which share of the preferences is the wrong way round. Estimated without it from how often people
+    contradict each other."""
+    simpo_gamma: float = Field(default=1.0, ge=0.0)
+    """`simpo`: by how much the preferred answer must win."""
+    loss_type: list[str] | None = None
+    """TRL's DPO losses, added up, in place of an objective."""
+    loss_weights: list[float] | None = None
+    """One weight for each loss: of the objective and its `sft` term, or of `loss_type`."""
+    beta: float | None = Field(default=None, gt=0.0)
+    """Larger stays closer to the parent; for `orpo` the weight of the preference. Each objective has a default."""
+    checkpoint_steps: int = Field(default=20, ge=1)
+    """Optimiser steps between two checkpoints; a killed training loses no more than these."""
+    metrics_file: Path | None = None
+    """Where progress is written as Prometheus text, for the node exporter's textfile collector; the name ends in
+    `.prom`."""
+    guards: TrainingGuardSettings = TrainingGuardSettings()
     learning_rate: float = 5e-6
     epochs: float = 1.0
     batch_size: int = 8
@@ -564,6 +601,41 @@ class TrainingSettings(Section):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     gradient_checkpointing: bool = True
     threads: int | None = None
+    bucket_steps: int = Field(default=1, ge=0)
+    """Examples of so many optimiser steps are sorted by length before they are cut into batches, so that less of a
+    batch is padding. At 1 every step trains on the examples that it would have anyway; more saves more where a step has
+    few batches; 0 sorts nothing."""
+    share_prompts: bool = True
+    """A pair's prompt goes through the model once, not once for each answer. The same numbers, for less work."""
+    cache_reference: bool = True
+    """The reference is asked once for all pairs, and its log-probabilities are kept with the run."""
+
+
+class DistributedSettings(Section):
+    """Training in several processes, each with its share of every step's examples; see `docs/training-at-scale.md`."""
+
+    processes: int | None = Field(default=1, ge=1)
+    """On each node; null is one per GPU."""
+    nodes: int = Field(default=1, ge=1)
+    """Nodes that train together. The round runs on the first; the others wait for its training and join."""
+    node_rank: int = Field(default=0, ge=0)
+    """Which node this is; 0 is the first."""
+    leader: str = "127.0.0.1"
+    """The first node's address, as the others reach it."""
+    port: int = Field(default=29400, ge=1, le=65535)
+    """Where the first node listens while it trains, if there are several."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`none`: every process holds the model. `fsdp`: each holds a part of it, for a model that does not fit."""
+    timeout_s: float = Field(default=1800.0, gt=0.0)
+    """The longest that one process waits for another; then the training ends with an error."""
+    join_hours: float = Field(default=48.0, gt=0.0)
+    """How long other nodes wait for the first to begin to train."""
+
+    @model_validator(mode="after")
+    def _node_exists(self) -> DistributedSettings:
+        if self.node_rank >= self.nodes:
+            raise ValueError(f"node_rank is {self.node_rank}, but there are {self.nodes} nodes, counted from 0")
+        return self
 
 
 class MixSettings(Section):
@@ -572,10 +644,78 @@ class MixSettings(Section):
     new: float = Field(default=0.5, ge=0.0, le=1.0)
     original: float = Field(default=0.3, ge=0.0, le=1.0)
     earlier: float = Field(default=0.2, ge=0.0, le=1.0)
+    half_life_days: float | None = Field(default=60.0, gt=0.0)
+    """Where not all pairs of an origin are taken, one this much older than another is half as likely to be drawn. Null
+    draws them alike."""
+
+
+class PreflightSettings(Section):
+    """When a tokenised training set is refused before anything is trained; see `docs/mixing-and-drift.md`."""
+
+    max_lost_share: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Examples that may be dropped or cut short by `training.max_length`."""
+    max_length_bias: float | None = Field(default=1.0, gt=0.0)
+    """The mean of log(tokens of chosen / tokens of rejected) may be this far from 0; 0.69 is twice as long. Null counts
+    it without judging by it."""
+
+
+class RebaseMixSettings(MixSettings):
+    """The same for a round that starts from the base: a fresh adapter has to learn the earlier rounds again."""
+
+    new: float = Field(default=0.25, ge=0.0, le=1.0)
+    original: float = Field(default=0.3, ge=0.0, le=1.0)
+    earlier: float = Field(default=0.45, ge=0.0, le=1.0)
+    half_life_days: float | None = Field(default=None, gt=0.0)
+    """As for other rounds. Null, as every round's pairs are to be learned again."""
+
+
+class RebaseSettings(Section):
+    """When a round starts from the base instead of continuing the parent, and what it trains on then."""
+
+    every_rounds: int | None = Field(default=8, ge=1)
+    """A parent with this many rounds on top of the base is not continued. Null leaves it to the limits."""
+    max_kl: float | None = Field(default=0.3, gt=0.0)
+    """Nor is one whose answers are this far from the base's, in nats per token, measured on the original hold-out. Keep
+    it under `gate.kl_base_limit`, over which nothing is published."""
+    max_weight_change: float | None = Field(default=0.1, gt=0.0)
+    """Nor is one whose adapter changes the layers it is on by more than this part of their norm."""
+    mix: RebaseMixSettings = RebaseMixSettings()
+
+
+class JudgedSetSettings(Section):
+    """Questions from a local file that both models answer, and a judge compares."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """What its check is called."""
+    path: Path
+    """JSON lines: `instruction` (and `input`) as AlpacaEval has them, or `turns` as MT-Bench has them."""
+    margin: float = Field(default=0.05, ge=0.0, le=0.5)
+    """The candidate's share of wins may be so much under one half."""
+
+
+class LmEvalSettings(Section):
+    """Benchmarks of lm-evaluation-harness, run against the engine with both models. None unless `tasks` are named."""
+
+    tasks: list[str] = Field(default_factory=list)
+    """What the harness calls them, such as `gsm8k`."""
+    command: str = "lm_eval"
+    """The installed program; it needs a place of its own, with what its tasks download already there."""
+    tokenizer: str | None = None
+    """Directory or hub name; the base model's by default. Only for tasks that are scored by log-probabilities."""
+    is_chat: bool = False
+    """Ask by chat completions: for tasks that generate, not for those that compare log-probabilities."""
+    limit: int | None = Field(default=None, ge=1)
+    """Documents of each task, at most."""
+    margin: float = Field(default=0.02, ge=0.0, le=1.0)
+    """Each task's score may fall by at most this."""
+    timeout_s: float = Field(default=7200.0, gt=0.0)
+    """For one model."""
+    extra_args: list[str] = Field(default_factory=list)
+    """More arguments of the program, such as `--include_path`."""
 
 
 class GateSettings(Section):
-    """What a candidate must show against its parent before it may be published."""
+    """What a candidate must show against its parent before it may be published; see `docs/gate.md`."""
 
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
     samples_per_prompt: int = 1
@@ -584,10 +724,179 @@ class GateSettings(Section):
     max_tokens: int = 256
     preference_margin: float = 0.05
     """Hold-out preference accuracy may fall by at most this. Smaller margins need more hold-out pairs to pass."""
+    source_margin: float = Field(default=0.1, ge=0.0, le=1.0)
+    """The same for the pairs of each source by themselves. A source that is known to have lost more fails the
+    candidate; one with too few pairs to tell holds nothing up."""
     harmful_refusal_margin: float = 0.02
     over_refusal_margin: float = 0.02
     toxicity_margin: float = 0.02
-    length_ratio: tuple[float, float] = (0.5, 2.0)
+    length_ratio: tuple[float, float] = (0.67, 1.5)
+    stop_margin: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Answers that the model ends itself may become so much rarer."""
+    echo_margin: float = Field(default=0.02, ge=0.0, le=1.0)
+    """Answers that mostly repeat the user may become so much more frequent."""
+    kl_parent_limit: float | None = Field(default=0.1, gt=0.0)
+    """Nats per token between candidate and parent. Null does without the check."""
+    kl_base_limit: float | None = Field(default=0.5, gt=0.0)
+    """The same between candidate and base: what all rounds together may have changed."""
+    kl_prompts: int = Field(default=200, ge=1)
+    """Answers that both are measured on."""
+    judge: Literal["none", "llm", "reward_model"] = "none"
+    """Who compares the candidate's answers with the parent's: the model at `feedback.judge.url`, or a reward model."""
+    reward_model: Path | None = None
+    """A directory that `pawl retrain reward` wrote."""
+    judge_users: bool = False
+    """Show the judge prompts of the hold-out too, which users wrote. Without it only those of the probes and sets."""
+    judge_prompts: int = Field(default=100, ge=1)
+    """Of the prompts that may be shown, at most."""
+    win_margin: float = Field(default=0.05, ge=0.0, le=0.5)
+    """The candidate's share of wins, for answers of equal length, may be so much under one half."""
+    judged_sets: list[JudgedSetSettings] = Field(default_factory=list)
+    """More questions for the judge, each set a check of its own."""
+    capability_set: Path | None = None
+    """JSON lines of `prompt`, and `answer` (exact) or `pattern` (regular expression): what must not be unlearned."""
+    capability_margin: float = Field(default=0.05, ge=0.0, le=1.0)
+    """The share of them that is solved may fall by at most this."""
+    lm_eval: LmEvalSettings = LmEvalSettings()
+    """Published benchmarks."""
+
+    @model_validator(mode="after")
+    def _a_judge_is_named(self) -> GateSettings:
+        if self.judge == "reward_model" and self.reward_model is None:
+            raise ValueError("judge: reward_model needs reward_model, the directory it is in")
+        if self.judged_sets and self.judge == "none":
+            raise ValueError("judged_sets need a judge")
+        return self
+
+
+class SFTSettings(Section):
+    """Supervised training on demonstrations and on edits, by `pawl retrain sft`; defaults suit a 7-8 B model."""
+
+    full: bool = False
+    """Train all weights, which makes a new base model; else an adapter."""
+    learning_rate: float = Field(default=1e-4, gt=0.0)
+    """Peak learning rate. For all weights a tenth of it is a better start."""
+    epochs: float = Field(default=2.0, gt=0.0)
+    """Passes over the demonstrations."""
+    batch_size: int = Field(default=8, ge=1)
+    """Conversations per device and step."""
+    gradient_accumulation_steps: int = Field(default=4, ge=1)
+    """Steps added up before the weights move."""
+    max_length: int = Field(default=2048, ge=8)
+    """Tokens of a conversation."""
+    lora_rank: int = Field(default=32, ge=1)
+    """Rank of the adapter; at most `engine.max_lora_rank`."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """LoRA's scale."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the base model while training."""
+    gradient_checkpointing: bool = True
+    """Less memory for more time."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; torch decides without it."""
+
+
+class RewardSettings(Section):
+    """The reward model: learns from the same pairs to score answers, by `pawl retrain reward`."""
+
+    model: Path | None = None
+    """The sealed reward model to score with, a directory, where a command is not told another."""
+    rewards_dir: Path = Path("var/rewards")
+    """Where reward models go."""
+    learning_rate: float = Field(default=1e-4, gt=0.0)
+    """Peak learning rate."""
+    epochs: float = Field(default=1.0, gt=0.0)
+    """Passes over the pairs. Reward models learn by heart soon."""
+    batch_size: int = Field(default=8, ge=1)
+    """Pairs per device and step, and twice as many answers are scored at once."""
+    gradient_accumulation_steps: int = Field(default=4, ge=1)
+    """Steps added up before the weights move."""
+    max_length: int = Field(default=2048, ge=8)
+    """Tokens of prompt and answer together. Of longer ones the beginning is not read."""
+    lora_rank: int = Field(default=16, ge=1)
+    """Rank of the reward model's adapter; no engine loads it."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """LoRA's scale."""
+    centre: float = Field(default=0.01, ge=0.0)
+    """Weight of the term that keeps scores around 0, so that those of different prompts can be compared."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the base model while training and scoring."""
+    gradient_checkpointing: bool = True
+    """Less memory for more time."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; torch decides without it."""
+
+
+class GRPOSettings(Section):
+    """Training on the model's own answers, scored by a reward, by `pawl retrain grpo`."""
+
+    reward_function: str | None = None
+    """A Python function that scores, as `module:function`; without it the reward model does. It is code that runs."""
+    generation: Literal["auto", "transformers", "vllm"] = "auto"
+    """What writes the answers: vLLM on a GPU where it is installed, else transformers."""
+    vllm_memory: float = Field(default=0.3, gt=0.0, lt=1.0)
+    """Share of GPU memory for vLLM, which shares the GPU with the training."""
+    steps: int = Field(default=100, ge=1)
+    """Optimiser steps."""
+    answers_per_prompt: int = Field(default=8, ge=2)
+    """An answer is good or bad by comparison with the others to its prompt."""
+    batch_size: int = Field(default=8, ge=1)
+    """Answers per device and step."""
+    gradient_accumulation_steps: int = Field(default=8, ge=1)
+    """Steps added up before the weights move; with `batch_size` it must make whole groups of answers."""
+    learning_rate: float = Field(default=1e-5, gt=0.0)
+    """Peak learning rate."""
+    beta: float = Field(default=0.04, ge=0.0)
+    """Weight of the divergence from the parent. At 0 nothing holds the model back from what fools the reward."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Of the answers it learns from."""
+    max_prompt_tokens: int = Field(default=1024, ge=1)
+    """Longer prompts are left out."""
+    max_answer_tokens: int = Field(default=256, ge=1)
+    """Longer answers are cut."""
+    length_buffer: int = Field(default=0, ge=0)
+    """The last so many tokens before the limit cost more and more, up to `length_weight`."""
+    length_weight: float = Field(default=1.0, ge=0.0)
+    """What an answer that is cut off loses, in units of the reward; half of it in the middle of the buffer."""
+    lora_rank: int = Field(default=32, ge=1)
+    """Rank of a fresh adapter; at most `engine.max_lora_rank`."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """LoRA's scale."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of the base model while training."""
+    gradient_checkpointing: bool = True
+    """Less memory for more time."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; torch decides without it."""
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> GRPOSettings:
+        if self.batch_size * self.gradient_accumulation_steps % self.answers_per_prompt:
+            raise ValueError(
+                f"batch_size times gradient_accumulation_steps, {self.batch_size * self.gradient_accumulation_steps}, "
+                f"must be a multiple of answers_per_prompt, {self.answers_per_prompt}"
+            )
+        if self.length_buffer > self.max_answer_tokens:
+            raise ValueError("length_buffer must not exceed max_answer_tokens")
+        return self
+
+
+class AlarmSettings(Section):
+    """Alerts that make a round due before its time."""
+
+    prometheus_url: str | None = None
+    """Where the rules of `monitoring/pawl-rules.yml` are evaluated; without it no alert is known here."""
+    names: list[str] = ["PawlHarmfulRefusalsFalling", "PawlOverRefusalRising", "PawlToxicityRising"]
+    """Which of its alerts count."""
+    min_pairs: int = Field(default=100, ge=1)
+    """New pairs that a round needs all the same."""
+
+    @field_validator("prometheus_url")
+    @classmethod
+    def _http_url(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError(f"{url!r} is not an http:// or https:// address")
+        return None if url is None else url.rstrip("/")
 
 
 class RetrainSettings(Section):
@@ -599,9 +908,18 @@ class RetrainSettings(Section):
     """The base model's directory or hub name, as the engine loads it; `engine.model` by default."""
     adapters_dir: Path = Path("var/adapters")
     runs_dir: Path = Path("var/runs")
+    fingerprint_tolerance: float = Field(default=0.2, gt=0.0)
+    """Nats per token that an engine's base model may be away from the trainer's on fixed texts (root mean square), for
+    an engine that serves in another precision. The adapter itself is held to about what the base is off."""
     min_pairs: int = 1000
     max_pairs: int = 20000
     interval_hours: float = 168.0
+    schedule: str | None = None
+    """When the worker runs `pawl retrain run --if-due`, as a cron expression, such as `17 3 * * 0`; null leaves that to
+    a CronJob, or to people. Moments that were missed while no worker ran are made up for by one round."""
+    time_zone: str = "UTC"
+    """Of the schedule, such as `Europe/Berlin`."""
+    alarms: AlarmSettings = AlarmSettings()
     holdout_share: float = Field(default=0.15, gt=0.0, lt=0.5)
     holdout_latest: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Split by time as well: the hold-out is what its users said in this latest share of the pairs, and nothing of that
@@ -613,10 +931,27 @@ class RetrainSettings(Section):
     mix: MixSettings = MixSettings()
     original_preferences: Path | None = None
     """JSON lines in TRL's conversational format, mixed back in so that old virtues stay."""
+    original_holdout_share: float = Field(default=0.1, ge=0.0, lt=0.5)
+    """Share of what the original preferences ask that is never trained on, the same in every round."""
+    reference: Literal["parent", "base"] = "parent"
+    """What a continued adapter is kept close to: its own state before the round, or the base, so that every round's
+    change is paid for again."""
+    rebase: RebaseSettings = RebaseSettings()
+    preflight: PreflightSettings = PreflightSettings()
     harmful_probes: Path | None = None
     benign_probes: Path | None = None
     training: TrainingSettings = TrainingSettings()
+    distributed: DistributedSettings = DistributedSettings()
+    sft: SFTSettings = SFTSettings()
+    reward: RewardSettings = RewardSettings()
+    grpo: GRPOSettings = GRPOSettings()
     gate: GateSettings = GateSettings()
+
+    @model_validator(mode="after")
+    def _schedule_has_a_next_moment(self) -> RetrainSettings:
+        if self.schedule is not None:
+            next_moment(self.schedule, self.time_zone, 0.0)
+        return self
 
 
 class RolloutSettings(Section):
@@ -688,6 +1023,13 @@ class Settings(Section):
                 f"serving.workers is {serving.workers} and serving.limits.store is memory: each worker would grant"
                 " every key's limits anew; set serving.limits.store to database"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_gate_has_its_judge(self) -> Settings:
+        # Found out at the gate, a whole training would have been for nothing.
+        if self.retrain.gate.judge == "llm" and self.feedback.judge.url is None:
+            raise ValueError("retrain.gate.judge is llm: set feedback.judge.url and feedback.judge.model")
         return self
 
 

@@ -13,28 +13,20 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pawl.adapter_files import ADAPTER_CONFIG as ADAPTER_CONFIG
+from pawl.adapter_files import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
+from pawl.adapter_files import MANIFEST as MANIFEST
+from pawl.adapter_files import SEALED, LayerSizes, check_contents, read_json
+from pawl.adapter_files import Adapter as Adapter
+from pawl.adapter_files import check_servable as check_servable
+from pawl.adapter_files import verify_adapter as verify_adapter
 from pawl.durability import sync_directory
-from retrain.errors import BadAdapter
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-MANIFEST = "manifest.json"
-CHUNK_BYTES = 1 << 20
-UNSERVABLE = (
-    "use_dora",
-    "use_qalora",
-    "lora_bias",
-    "modules_to_save",
-    "alora_invocation_tokens",
-    "trainable_token_indices",
-)
-"""Options of PEFT that vLLM's LoRA loader refuses, or would silently leave out."""
-PLAIN_INITS = (True, False, "gaussian", "orthogonal")
-"""Ways to start the weights that leave the base as it is; PiSSA, OLoRA and the like do not."""
+from pawl.errors import BadAdapter
+from pawl.fingerprints import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -48,18 +40,9 @@ class Provenance:
     run: str
     dataset_sha: str
     libraries: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A sealed adapter."""
-
-    name: str
-    path: Path
-    """Absolute: the engine takes anything else for a name on a model hub."""
-    sha256: str
-    """Of the weights."""
-    manifest: Mapping[str, Any]
+    tokenizer_sha: str = ""
+    incremental: Mapping[str, Any] = field(default_factory=dict)
+    """`retrain.drift.RoundRecord`: what it started as, and how far it is from the base."""
 
 
 def adapter_name(base_served: str, run_number: int, weights_sha: str) -> str:
@@ -83,66 +66,65 @@ def base_fingerprint(base: str) -> str:
 
 
 def seal(
-    source: Path, adapters_dir: Path, *, base_served: str, run_number: int, max_rank: int, provenance: Provenance
+    source: Path,
+    adapters_dir: Path,
+    *,
+    base_served: str,
+    run_number: int,
+    max_rank: int,
+    provenance: Provenance,
+    layers: LayerSizes | None = None,
+    fingerprint: Fingerprint | None = None,
 ) -> Adapter:
     """Copy a trained adapter to its final place; sealing the same weights again finds them there.
+
+    Only its two files are copied, whatever else lies beside them.
+
+    Args:
+        layers: the base's, which the adapter's must fit.
+        fingerprint: what the trainer makes of fixed texts with it; engines are held to that.
 
     Raises:
         BadAdapter: it cannot be served, or another adapter has its place.
     """
-    check_servable(_config(source), max_rank)
+    check_contents(source, max_rank, layers)
+    if (base := read_json(source / ADAPTER_CONFIG).get("base_model_name_or_path")) != provenance.base:
+        raise BadAdapter(f"the adapter's configuration names the base {base!r}, the engines serve {provenance.base!r}")
     sha = sha256_of(source / ADAPTER_WEIGHTS)
     name = adapter_name(base_served, run_number, sha)
     parent = adapters_dir.absolute() / provenance.base_sha[:8]
     if (parent / name).exists():
-        return _same(verify_adapter(parent / name), sha)
+        return _same(verify_adapter(parent / name, max_rank, layers=layers), sha)
     parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=parent, prefix=".sealing-"))
-    _fill(work, source, name, provenance)
+    _fill(work, source, name, provenance, fingerprint)
     work.chmod(0o755)
     work.rename(parent / name)
     sync_directory(parent)
-    return verify_adapter(parent / name)
+    return verify_adapter(parent / name, max_rank, sha256=sha, layers=layers)
 
 
-def verify_adapter(path: Path, max_rank: int | None = None) -> Adapter:
-    """Recompute an adapter's hashes before anything is done with it.
-
-    Raises:
-        BadAdapter: it is incomplete, changed since it was sealed, under another name, or cannot be served.
-    """
-    manifest = _read_json(path / MANIFEST)
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if manifest.get("files", {}).get(name) != sha256_of(path / name):
-            raise BadAdapter(f"adapter {path.name}: {name} is not the file that was sealed")
-    if manifest.get("name") != path.name:
-        raise BadAdapter(f"adapter {path.name}: its manifest belongs to {manifest.get('name')}")
-    check_servable(_config(path), max_rank)
-    return Adapter(path.name, path.absolute(), manifest["files"][ADAPTER_WEIGHTS], manifest)
+def delete_files(path: Path) -> None:
+    """Remove a sealed adapter that no engine has any more: its name first, so that it is never there in part."""
+    if not path.is_dir() or path.is_symlink():
+        return
+    grave = path.with_name(f".deleting-{path.name}")
+    path.rename(grave)
+    sync_directory(path.parent)
+    shutil.rmtree(grave)
 
 
-def check_servable(config: Mapping[str, Any], max_rank: int | None) -> None:
-    """Refuse what the engine would refuse, or serve wrongly.
-
-    Raises:
-        BadAdapter: the reason.
-    """
-    if config.get("peft_type") != "LORA":
-        raise BadAdapter(f"not a LoRA adapter: peft_type is {config.get('peft_type')!r}")
-    if used := [option for option in UNSERVABLE if config.get(option)]:
-        raise BadAdapter(f"the engine cannot serve adapters with {', '.join(used)}")
-    if config.get("bias", "none") != "none":
-        raise BadAdapter("the engine cannot serve adapters with trained biases")
-    if config.get("init_lora_weights", True) not in PLAIN_INITS:
-        raise BadAdapter(f"init_lora_weights={config['init_lora_weights']!r} changes the base; it cannot be served")
-    rank = max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()])
-    if max_rank is not None and not 0 < rank <= max_rank:
-        raise BadAdapter(f"rank {rank} is over the engine's max_lora_rank of {max_rank}")
+def sweep(adapters_dir: Path, before: float) -> None:
+    """Remove what killed processes left half sealed or half deleted before a moment."""
+    for pattern in (".sealing-*", ".deleting-*"):
+        for path in adapters_dir.glob(f"*/{pattern}"):
+            if path.lstat().st_mtime < before:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def rewrite_base(directory: Path, base: str) -> None:
     """Make an adapter's configuration name its base the way the engine does."""
-    config = _config(directory) | {"base_model_name_or_path": base, "inference_mode": True}
+    config = read_json(directory / ADAPTER_CONFIG) | {"base_model_name_or_path": base, "inference_mode": True}
     (directory / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -152,25 +134,20 @@ def sha256_of(path: Path) -> str:
     Raises:
         BadAdapter: the file cannot be read.
     """
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
         raise BadAdapter(f"cannot read {path}: {exc.strerror}") from exc
-    return digest.hexdigest()
 
 
-def _fill(work: Path, source: Path, name: str, provenance: Provenance) -> None:
-    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        shutil.copyfile(source / file, work / file)
+def _fill(work: Path, source: Path, name: str, provenance: Provenance, fingerprint: Fingerprint | None) -> None:
+    for file in SEALED:
+        shutil.copyfile(source / file, work / file, follow_symlinks=False)
         _sync(work / file)
-    manifest = {
-        "name": name,
-        "files": {file: sha256_of(work / file) for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)},
-        **vars(provenance),
-    }
+    manifest = {"name": name, "files": {file: sha256_of(work / file) for file in SEALED}, **vars(provenance)}
+    if fingerprint is not None:
+        manifest["fingerprint"] = fingerprint.to_json()
     (work / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     _sync(work / MANIFEST)
     for path in work.iterdir():
@@ -182,22 +159,6 @@ def _same(found: Adapter, sha: str) -> Adapter:
     if found.sha256 != sha:
         raise BadAdapter(f"another adapter already has the name {found.name}")
     return found
-
-
-def _config(directory: Path) -> dict[str, Any]:
-    return _read_json(directory / ADAPTER_CONFIG)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except OSError as exc:
-        raise BadAdapter(f"cannot read {path}: {exc.strerror}") from exc
-    except ValueError as exc:
-        raise BadAdapter(f"{path} is not JSON") from exc
-    if not isinstance(content, dict):
-        raise BadAdapter(f"{path} does not hold a JSON object")
-    return content
 
 
 def _sync(path: Path) -> None:

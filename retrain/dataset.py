@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from feedback.chat_messages import Unfit, calls_tools, unfit
 from feedback.filters.holdout import prompt_key
+from feedback.filters.near_prompts import NearPrompts, asked
 from feedback.interactions import Message
 from feedback.pairs import PreferencePair
+from pawl.settings import MixSettings
 from retrain.errors import BadData, DataLeak
+
+DAY_S = 86400.0
 
 
 class Origin(StrEnum):
@@ -42,6 +48,20 @@ class TrainingExample:
     prompt: tuple[Message, ...]
     chosen: Message
     rejected: Message
+    created_at: float | None = None
+    """When it was expressed; None for original preferences, which have no age."""
+
+
+_Arrival = Callable[[TrainingExample], tuple[float, str]]
+
+
+class OriginalSplit(NamedTuple):
+    """The original preferences on two sides that stay the same in every round."""
+
+    training: tuple[TrainingExample, ...]
+    holdout: tuple[PreferencePair, ...]
+    n_near: int
+    """Left out of both: they ask nearly what the hold-out asks."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,9 @@ class Mixed:
 
 def example_of(pair: PreferencePair, origin: Origin) -> TrainingExample:
     """The training example that a mined pair makes."""
-    return TrainingExample(pair.id, origin, pair.source, "", pair.prompt, pair.chosen, pair.rejected)
+    return TrainingExample(
+        pair.id, origin, pair.source, "", pair.prompt, pair.chosen, pair.rejected, created_at=pair.created_at
+    )
 
 
 class Untrainable(StrEnum):
@@ -115,10 +137,37 @@ def _message(row: Mapping[str, Any]) -> Message:
     return {"role": str(row["role"]), "content": content, **named}
 
 
-def drop_leaks(examples: Iterable[TrainingExample], holdout: Iterable[PreferencePair]) -> list[TrainingExample]:
-    """The examples whose prompt the hold-out does not ask."""
-    asked = {prompt_key(pair.prompt) for pair in holdout}
-    return [example for example in examples if prompt_key(example.prompt) not in asked]
+def split_originals(
+    originals: Iterable[TrainingExample], *, share: float, seed: int, similarity: float
+) -> OriginalSplit:
+    """Hold out a share of what the original preferences ask.
+
+    A prompt's side depends on its words and the seed alone: no prompt is on both sides, and none ever changes sides,
+    whatever is added to the file. Measured by these pairs, the rounds of a year are comparable.
+    """
+    sides: dict[bool, list[TrainingExample]] = {True: [], False: []}
+    for example in sorted(originals, key=lambda each: each.pair_id):
+        sides[_uniform("original holdout", str(seed), prompt_key(example.prompt)) < share].append(example)
+    holdout = tuple(map(_held_pair, sides[True]))
+    training = tuple(drop_leaks(sides[False], holdout, similarity))
+    return OriginalSplit(training, holdout, len(sides[False]) - len(training))
+
+
+def drop_leaks(
+    examples: Iterable[TrainingExample], holdout: Iterable[PreferencePair], similarity: float | None = None
+) -> list[TrainingExample]:
+    """The examples whose prompt the hold-out does not ask.
+
+    Args:
+        similarity: from which on a prompt is nearly another (`near_prompts`); None compares their words exactly.
+    """
+    prompts = [pair.prompt for pair in holdout]
+    held = {prompt_key(prompt) for prompt in prompts}
+    kept = [example for example in examples if prompt_key(example.prompt) not in held]
+    if similarity is None:
+        return kept
+    are_near = NearPrompts(map(asked, prompts), similarity).are_near([asked(example.prompt) for example in kept])
+    return [example for example, is_near in zip(kept, are_near, strict=True) if not is_near]
 
 
 def check_no_leak(examples: Iterable[TrainingExample], holdout: Sequence[PreferencePair]) -> None:
@@ -127,29 +176,51 @@ def check_no_leak(examples: Iterable[TrainingExample], holdout: Sequence[Prefere
     Raises:
         DataLeak: a prompt, or a whole pair, is on both sides.
     """
-    asked = {prompt_key(pair.prompt) for pair in holdout}
+    prompts = {prompt_key(pair.prompt) for pair in holdout}
     held = {pair.id for pair in holdout}
-    n_leaks = sum(example.pair_id in held or prompt_key(example.prompt) in asked for example in examples)
+    n_leaks = sum(example.pair_id in held or prompt_key(example.prompt) in prompts for example in examples)
     if n_leaks:
         raise DataLeak(f"{n_leaks} training examples share their prompt with the hold-out")
 
 
-def mix(examples: Sequence[TrainingExample], shares: Mapping[Origin, float], *, max_pairs: int, seed: int) -> Mixed:
+def shares_of(settings: MixSettings) -> dict[Origin, float]:
+    """The share of each origin."""
+    return {Origin.NEW: settings.new, Origin.ORIGINAL: settings.original, Origin.EARLIER: settings.earlier}
+
+
+def half_life_of(settings: MixSettings) -> float | None:
+    """In seconds."""
+    return None if settings.half_life_days is None else settings.half_life_days * DAY_S
+
+
+def mix(
+    examples: Sequence[TrainingExample],
+    shares: Mapping[Origin, float],
+    *,
+    max_pairs: int,
+    seed: int,
+    half_life_s: float | None = None,
+) -> Mixed:
     """Draw a training set with these shares by origin, without replacement.
 
     New feedback sets the size: the set is as large as uses all of it at its share (or `max_pairs`), and the other
     origins are drawn to match. Where an origin has too few, all it has is taken and the set is that much smaller; it is
-    never padded by repeating examples or by raising another origin's count. The result does not depend on the order of
-    `examples`.
+    never padded by repeating examples or by raising another origin's count. Within an origin, sources and categories
+    keep the shares they have there. The result does not depend on the order of `examples`.
+
+    Args:
+        half_life_s: where not all of an origin's examples are taken, one that is this much older than another is half
+            as likely to be drawn first; None draws them alike.
     """
-    by_origin = {origin: _distinct(examples, origin) for origin in Origin}
+    by_origin = _by_origin(examples)
     total = _total(by_origin, shares, max_pairs)
     wanted = dict(zip(Origin, apportion([shares.get(origin, 0.0) for origin in Origin], total), strict=True))
-    drawn = {origin: _draw(by_origin[origin], wanted[origin], seed) for origin in Origin}
+    arrival = _arrival(seed, half_life_s)
+    drawn = {origin: _draw(by_origin[origin], wanted[origin], arrival) for origin in Origin}
     counts = {origin: len(drawn[origin]) for origin in Origin}
     shortfalls = {origin: wanted[origin] - counts[origin] for origin in Origin if counts[origin] < wanted[origin]}
     chosen = [example for origin in Origin for example in drawn[origin]]
-    return Mixed(tuple(sorted(chosen, key=_shuffle_key(seed))), counts, shortfalls)
+    return Mixed(tuple(sorted(chosen, key=_arrival(seed, None))), counts, shortfalls)
 
 
 def apportion(shares: Sequence[float], total: int) -> list[int]:
@@ -175,9 +246,16 @@ def swap_preferences(examples: Iterable[TrainingExample]) -> tuple[TrainingExamp
 
 
 def dataset_manifest(
-    mixed: Mixed, holdout: Sequence[PreferencePair], *, seed: int, shares: Mapping[Origin, float], is_swapped: bool
+    mixed: Mixed,
+    holdout: Sequence[PreferencePair],
+    *,
+    seed: int,
+    shares: Mapping[Origin, float],
+    is_swapped: bool,
+    half_life_s: float | None = None,
 ) -> dict[str, Any]:
     """Everything that tells one training set from another; the same inputs give the same bytes."""
+    held = Counter(pair.source for pair in holdout)
     return {
         "sha256": _digest(canonical_json([asdict(example) for example in mixed.examples])),
         "holdout_sha256": _digest(canonical_json([asdict(pair) for pair in holdout])),
@@ -185,8 +263,12 @@ def dataset_manifest(
         "holdout_ids": [pair.id for pair in holdout],
         "by_origin": {str(origin): count for origin, count in mixed.counts.items()},
         "by_source": dict(sorted(Counter(example.source for example in mixed.examples).items())),
+        "by_stratum": {str(origin): _strata_counts(mixed.examples, origin) for origin in Origin},
+        "holdout_by_source": dict(sorted(held.items())),
+        "sources_without_holdout": sorted({_holdout_source(example) for example in mixed.examples} - held.keys()),
         "shortfalls": {str(origin): count for origin, count in mixed.shortfalls.items()},
         "shares": {str(origin): share for origin, share in shares.items()},
+        "half_life_s": half_life_s,
         "seed": seed,
         "is_swapped": is_swapped,
     }
@@ -207,19 +289,84 @@ def _total(
     return min(max_pairs, round(len(by_origin[leading]) * whole / shares[leading]))
 
 
-def _distinct(examples: Iterable[TrainingExample], origin: Origin) -> list[TrainingExample]:
-    return list({example.pair_id: example for example in examples if example.origin == origin}.values())
+def _by_origin(examples: Iterable[TrainingExample]) -> dict[Origin, list[TrainingExample]]:
+    """Each id once and each preference once; what more than one origin has is the first one's."""
+    rank = {origin: place for place, origin in enumerate(Origin)}
+    by_origin: dict[Origin, list[TrainingExample]] = {origin: [] for origin in Origin}
+    seen: set[str] = set()
+    for example in sorted(examples, key=lambda each: (rank[each.origin], each.pair_id)):
+        names = {example.pair_id, _digest(canonical_json([example.prompt, example.chosen, example.rejected]))}
+        if seen.isdisjoint(names):
+            by_origin[example.origin].append(example)
+        seen |= names
+    return by_origin
 
 
-def _draw(examples: Sequence[TrainingExample], count: int, seed: int) -> list[TrainingExample]:
-    return sorted(examples, key=_shuffle_key(seed))[:count]
+def _draw(examples: Sequence[TrainingExample], count: int, arrival: _Arrival) -> list[TrainingExample]:
+    """The first to arrive of each source and category, which keep their shares."""
+    strata = [list(stratum) for _, stratum in groupby(sorted(examples, key=_stratum), key=_stratum)]
+    counts = apportion([len(stratum) for stratum in strata], min(count, len(examples)))
+    return [example for stratum, n in zip(strata, counts, strict=True) for example in sorted(stratum, key=arrival)[:n]]
 
 
-def _shuffle_key(seed: int) -> Callable[[TrainingExample], tuple[float, str]]:
-    return lambda example: (_uniform("mix", str(seed), example.origin, example.pair_id), example.pair_id)
+def _stratum(example: TrainingExample) -> tuple[str, str]:
+    return example.source, example.category
+
+
+def _strata_counts(examples: Iterable[TrainingExample], origin: Origin) -> dict[str, int]:
+    """How many of each source and category; a category is there where the data names it."""
+    counts: dict[str, int] = defaultdict(int)
+    for source, category in sorted(_stratum(example) for example in examples if example.origin == origin):
+        counts[f"{source}/{category}" if category else source] += 1
+    return dict(counts)
+
+
+def _arrival(seed: int, half_life_s: float | None) -> _Arrival:
+    """When each example arrives in a race that draws without replacement by weight.
+
+    Times are exponential with rate 1/2 to the age in half-lives, so the first to arrive are drawn one after the other
+    with probabilities by weight (Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir"). They are
+    compared by their logarithms, which no age can overflow, and to which an age is added: counted from no particular
+    day, as only differences matter.
+    """
+
+    def arrival(example: TrainingExample) -> tuple[float, str]:
+        uniform = _uniform("mix", str(seed), example.origin, example.pair_id)
+        time = math.log(max(-math.log1p(-uniform), sys.float_info.min))
+        if half_life_s is not None and example.created_at is not None:
+            time -= math.log(2) * example.created_at / half_life_s
+        return time, example.pair_id
+
+    return arrival
+
+
+def _held_pair(example: TrainingExample) -> PreferencePair:
+    """An original preference as evaluations read pairs."""
+    return PreferencePair(
+        id=example.pair_id,
+        alias="",
+        source=str(Origin.ORIGINAL),
+        prompt=example.prompt,
+        chosen=example.chosen,
+        rejected=example.rejected,
+        margin=1.0,
+        n_voters=0,
+        principals=(),
+        chosen_interaction=None,
+        rejected_interaction="",
+        models=(),
+        probability=1.0,
+        created_at=0.0,
+    )
+
+
+def _holdout_source(example: TrainingExample) -> str:
+    """Under which the hold-out has its like: the original preferences are one source there."""
+    return str(Origin.ORIGINAL) if example.origin == Origin.ORIGINAL else example.source
 
 
 def _uniform(*parts: str) -> float:
+    """In [0, 1)."""
     key = "\x1f".join(parts).encode("utf-8", "surrogatepass")
     return (int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) >> 11) / 2**53
 

@@ -1,47 +1,74 @@
-"""Preference training of one LoRA adapter with TRL; the only file that knows TRL.
+"""Preference training of one LoRA adapter with TRL, from the settings to the exported files.
 
 A first round trains a fresh adapter, with the base model as the reference. Later rounds continue the parent's adapter;
-TRL then keeps a frozen copy of it under the name "ref" and takes that as the reference.
+TRL then keeps a frozen copy of it under the name "ref" and takes that as the reference, unless the run wants the base.
+
+Killed and continued. `train` leaves a checkpoint in `run.checkpoints` (`<output_dir>/trainer`) every
+`training.checkpoint_steps` optimiser steps and after the last one. Called again for the same run it goes on from the
+newest whole one: adapter, optimiser, schedule, random numbers and place in the data, so that on a CPU the finished
+weights are those of an undisturbed run, bit for bit. Same run means the same `fingerprint`: base, parent, objective and
+its numbers, examples, seed and library versions; checkpoints of anything else are deleted. A caller that repeats steps
+keeps that directory until the result is recorded, and deletes it then.
+
+SIGTERM ends the training after the optimiser step it is in, with a checkpoint, by `TrainingInterrupted`, whose exit
+code is 143: not a failure, the run is to be continued. A used-up budget does the same by `TrainingFailed`, and so do
+faults (`retrain/training_guards.py`), without a checkpoint of their own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports every trainer it builds unless told not to.
-
+import structlog
 import torch
-from datasets import Dataset, Features, Json, List, disable_progress_bars
-from peft import LoraConfig, PeftModel
+from datasets import Dataset, Features, Json, List, Value, disable_progress_bars
+from peft import PeftModel
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
-    PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, KTOConfig
 
 from feedback.chat_messages import for_templates
+from feedback.pairs import UnpairedExample
 from pawl.settings import TrainingSettings
-from retrain.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, rewrite_base
+from retrain import checkpoints
+from retrain.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_fingerprint, rewrite_base
 from retrain.base_model import load_base, quiet_renames
-from retrain.dataset import TrainingExample
-from retrain.errors import TrainingFailed
-from retrain.progress import LoggedStep, Report, ignore
+from retrain.checkpoints import Checkpoint, Spent
+from retrain.dataset import TrainingExample, canonical_json
+from retrain.errors import TrainingFailed, TrainingInterrupted
+from retrain.lora import adapter_shape
+from retrain.objectives import Family, Objective, choose_objective, kto_weights
+from retrain.process_group import check_ranks_agree, from_first, is_first, trained_weights
+from retrain.progress import LoggedStep, Report, ignore, written_to
+from retrain.termination import Termination, sigterm_noted
+from retrain.trainers import PairTrainer, ReferenceFreeTrainer, ThumbsTrainer, Watch
+from retrain.training_guards import WINDOW
+from retrain.training_speed import Speed, speed_up
+
+log = structlog.get_logger()
 
 MAX_LOGGED_STEPS = 200
 WARMUP_SHARE = 0.1
 LIBRARIES = ("trl", "transformers", "peft", "torch", "accelerate", "datasets")
+WITHOUT_EFFECT = {"checkpoint_steps", "metrics_file", "guards", "threads"}
+"""Settings that may change between a killed training and its continuation."""
+Trainer = PairTrainer | ReferenceFreeTrainer | ThumbsTrainer
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,20 @@ class DPORun:
     output_dir: Path
     training: TrainingSettings
     seed: int
+    flip_rate: float | None = None
+    """The estimated share of preferences that are the wrong way round; for `robust` alone."""
+    reference: Literal["parent", "base"] = "parent"
+    """What a continued adapter is kept close to. A fresh one is kept close to the base in either case."""
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where a killed training continues from."""
+        return self.output_dir / "trainer"
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return choose_objective(self.training, self.flip_rate)
 
 
 @dataclass(frozen=True)
@@ -69,131 +110,262 @@ class TrainingResult:
     n_steps: int
     n_trainable: int
     seconds: float
+    """Over all attempts."""
     loss_first: float
     loss_last: float
     history: tuple[Mapping[str, float], ...]
     """One row per logged step: step, loss, rewards/margins, rewards/accuracies, logps/chosen, logps/rejected, ..."""
     libraries: Mapping[str, str]
+    resumed_at: int | None = None
+    """The optimiser step that this process went on from; None if it trained from the start."""
 
 
-def train(run: DPORun, examples: Sequence[TrainingExample], report: Report = ignore) -> TrainingResult:
+def train(
+    run: DPORun,
+    examples: Sequence[TrainingExample],
+    report: Report = ignore,
+    *,
+    unpaired: Sequence[UnpairedExample] = (),
+    resume: bool = True,
+) -> TrainingResult:
     """Train, and export the adapter's two files to `run.output_dir/adapter`.
 
+    Args:
+        unpaired: single thumbs, which only `kto` learns from; it takes every pair as two of them.
+        resume: go on from the newest whole checkpoint of this run; else from the start.
+
     Raises:
-        TrainingFailed: the loss or a weight is not a finite number, or nothing was trained.
+        TrainingFailed: the loss or a weight is not a finite number, nothing was trained, or a guard stopped it.
+        TrainingInterrupted: SIGTERM came; a checkpoint is there.
     """
     if run.training.threads:
         torch.set_num_threads(run.training.threads)
     disable_progress_bars()
     started = time.monotonic()
-    with quiet_renames():
-        trainer = _trainer(run, examples, report)
-        trainer.train()
+    with sigterm_noted() as termination, quiet_renames(), written_to(run.training.metrics_file, report) as shown:
+        rows = _rows(run, examples, unpaired)
+        mark = fingerprint(run, rows)
+        found = from_first(_continued_from(run, mark) if resume and is_first() else None)
+        if is_first():
+            checkpoints.discard(run.checkpoints, but=found)
+        trainer = _trainer(run, rows, shown)
+        trainer.observe(_watch(run, termination, found), mark)
+        _check_not_leaving(termination, found)
+        trainer.train(resume_from_checkpoint=str(found.path) if found else None)
+    _check_finished(trainer)
     history = _history(trainer.state.log_history)
     _check_finite(trainer.model, history)
+    weights = trained_weights(trainer.model)
+    check_ranks_agree(weights)
     return TrainingResult(
-        adapter_dir=_export(trainer.model, run),
-        method="+".join(run.training.loss_type) + (" fresh" if run.parent_adapter is None else " continued"),
-        n_examples=len(examples),
+        adapter_dir=_export(trainer.model, run, weights),
+        method=run.objective.name + (" fresh" if run.parent_adapter is None else " continued"),
+        n_examples=len(rows),
         n_steps=trainer.state.global_step,
         n_trainable=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - started + (found.spent.seconds if found else 0.0),
         loss_first=history[0]["loss"],
         loss_last=history[-1]["loss"],
         history=history,
         libraries={name: version(name) for name in LIBRARIES},
+        resumed_at=found.step if found else None,
     )
 
 
+def fingerprint(run: DPORun, rows: Sequence[Row]) -> str:
+    """The same for two trainings that give the same weights."""
+    training = run.training.model_dump(mode="json", exclude=WITHOUT_EFFECT)
+    models = [run.base_model, str(run.parent_adapter), run.reference, run.seed, run.objective.flip_rate]
+    libraries = {name: version(name) for name in LIBRARIES}
+    said = canonical_json([models, training, libraries, rows])
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _continued_from(run: DPORun, mark: str) -> Checkpoint | None:
+    found = checkpoints.newest_whole(run.checkpoints, mark)
+    if found is not None:
+        log.info("training_resumed", step=found.step, checkpoint=str(found.path))
+    return found
+
+
+def _watch(run: DPORun, termination: Termination, found: Checkpoint | None) -> Watch:
+    starts_at_reference = run.parent_adapter is None or run.reference == "parent"
+    is_relative = run.objective.family is not Family.REFERENCE_FREE and starts_at_reference
+    return Watch(
+        run.training.guards,
+        termination,
+        found.spent if found else Spent(),
+        n_first=1 if is_relative else WINDOW,
+    )
+
+
+def _check_not_leaving(termination: Termination, found: Checkpoint | None) -> None:
+    if termination.is_requested:
+        step = found.step if found else 0
+        raise TrainingInterrupted(f"asked to leave before training went on; run it again to go on from step {step}")
+
+
+def _check_finished(trainer: Trainer) -> None:
+    step = trainer.state.global_step
+    if trainer.watch.over_budget is not None:
+        raise TrainingFailed(trainer.watch.over_budget)
+    if trainer.watch.is_leaving:
+        raise TrainingInterrupted(f"asked to leave at step {step} of {trainer.state.max_steps}; run it again to go on")
+    if step < trainer.state.max_steps:
+        raise TrainingInterrupted(f"another process of this training was told to stop at step {step}")
+
+
 class _ReportCallback(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
+    """Passes on what the trainer logs, with how fast this process trains."""
+
     def __init__(self, report: Report) -> None:
         self.report = report
+        self.since: tuple[float, float] | None = None
 
     def on_log(
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         if logs and "loss" in logs:
-            self.report(LoggedStep(state.global_step, state.max_steps, _numbers(logs)))
+            values = _numbers(logs) | self._speed(float(logs.get("num_tokens", 0.0)))
+            self.report(LoggedStep(state.global_step, state.max_steps, values))
+
+    def _speed(self, n_tokens: float) -> dict[str, float]:
+        """None at first: the first step of a process warms up."""
+        now = time.monotonic()
+        if self.since is None:
+            self.since = (now, n_tokens)
+            return {}
+        started, before = self.since
+        return {"tokens_per_second": (n_tokens - before) / (now - started)} if now > started else {}
 
 
-def _trainer(run: DPORun, examples: Sequence[TrainingExample], report: Report) -> DPOTrainer:
-    tokenizer = AutoTokenizer.from_pretrained(run.base_model)
+def _trainer(run: DPORun, rows: Sequence[Row], report: Report) -> Trainer:
+    objective = run.objective
     base = load_base(run.base_model, run.training.dtype)
     if run.parent_adapter is None:
-        model, fresh = base, _lora(run.training, base)
+        model, fresh = base, adapter_shape(base, rank=run.training.lora_rank, alpha=run.training.lora_alpha)
     else:
         # TRL looks for the adapter under the name "default", which is what from_pretrained gives it.
         model, fresh = PeftModel.from_pretrained(base, str(run.parent_adapter), is_trainable=True), None
-    trainer = DPOTrainer(
-        model,
-        args=_arguments(run, len(examples)),
-        train_dataset=_dataset(examples),
-        processing_class=tokenizer,
-        peft_config=fresh,
-        callbacks=[_ReportCallback(report)],
-    )
+        # The adapter names its base as the engine does; saving a checkpoint would look that up on the model hub.
+        model.peft_config["default"].base_model_name_or_path = run.base_model
+    given: dict[str, Any] = {
+        "train_dataset": _dataset(rows),
+        "processing_class": AutoTokenizer.from_pretrained(run.base_model),
+        "peft_config": fresh,
+        "callbacks": [_ReportCallback(report)],
+    }
+    trainer: Trainer
+    if objective.family is Family.UNPAIRED:
+        trainer = ThumbsTrainer(model, args=_kto_arguments(run, rows), **given)
+    elif objective.family is Family.REFERENCE_FREE:
+        trainer = ReferenceFreeTrainer(model, args=_dpo_arguments(run, len(rows)), **given)
+        trainer.objective = objective
+    else:
+        trainer = PairTrainer(model, args=_dpo_arguments(run, len(rows)), **given)
+    if run.reference == "base" or objective.family is Family.REFERENCE_FREE:
+        _drop_reference(trainer)
     trainer.remove_callback(PrinterCallback)  # Standard output belongs to the command, not to the trainer.
+    if objective.family is not Family.UNPAIRED:
+        speed_up(trainer, _speed(run))
     return trainer
 
 
-def _lora(training: TrainingSettings, base: PreTrainedModel) -> LoraConfig:
-    """All linear layers but the output layer, and nothing that vLLM refuses to serve.
-
-    PEFT's own "all-linear" writes full module paths into the configuration of a small model; servers expect plain
-    names.
-    """
-    output = base.get_output_embeddings()
-    layers = ((name, module) for name, module in base.named_modules() if isinstance(module, torch.nn.Linear))
-    return LoraConfig(
-        r=training.lora_rank,
-        lora_alpha=training.lora_alpha,
-        target_modules=sorted({name.rsplit(".", 1)[-1] for name, module in layers if module is not output}),
-        bias="none",
-        task_type="CAUSAL_LM",
+def _speed(run: DPORun) -> Speed:
+    training, is_paired = run.training, run.objective.family is Family.PAIRED
+    keeps = training.cache_reference and is_paired
+    return Speed(
+        # The likelihood terms of the others are means over a batch's tokens, which sorting would shift.
+        bucket_steps=training.bucket_steps if is_paired else 0,
+        share_prompts=training.share_prompts,
+        reference_file=run.output_dir / "reference.safetensors" if keeps else None,
+        base_sha=from_first(base_fingerprint(run.base_model) if keeps and is_first() else ""),
     )
 
 
-def _arguments(run: DPORun, n_examples: int) -> DPOConfig:
+def _drop_reference(trainer: Trainer) -> None:
+    """TRL copies a continued adapter, to be looked at in its old state; without it the base is the reference."""
+    if "ref" in trainer.model.peft_config:
+        trainer.model.delete_adapter("ref")
+
+
+def _arguments(run: DPORun, n_rows: int) -> dict[str, Any]:
+    """What every trainer is told."""
     training = run.training
     on_gpu = torch.cuda.is_available()
     batch = training.batch_size * training.gradient_accumulation_steps
-    n_steps = math.ceil(n_examples / batch * training.epochs)
+    n_steps = math.ceil(n_rows / batch * training.epochs)
+    return {
+        "output_dir": str(run.checkpoints),
+        "beta": run.objective.beta,
+        "learning_rate": training.learning_rate,
+        "num_train_epochs": training.epochs,
+        "per_device_train_batch_size": training.batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "activation_checkpointing": training.gradient_checkpointing,
+        "max_length": training.max_length,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": WARMUP_SHARE,
+        "logging_steps": max(1, n_steps // MAX_LOGGED_STEPS),
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # It would hide from the guards what they look for.
+        "save_strategy": "steps",
+        "save_steps": training.checkpoint_steps,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": run.seed,
+        "bf16": on_gpu and training.dtype == "bfloat16",
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+    }
+
+
+def _dpo_arguments(run: DPORun, n_rows: int) -> DPOConfig:
+    objective = run.objective
+    has_reference = objective.family is Family.PAIRED
     return DPOConfig(
-        output_dir=str(run.output_dir / "trainer"),
-        loss_type=list(training.loss_type),
-        loss_weights=list(training.loss_weights),
-        beta=training.beta,
-        learning_rate=training.learning_rate,
-        num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
-        activation_checkpointing=training.gradient_checkpointing,
-        max_length=training.max_length,
-        lr_scheduler_type="cosine",
-        warmup_steps=WARMUP_SHARE,
-        logging_steps=max(1, n_steps // MAX_LOGGED_STEPS),
-        logging_first_step=True,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=run.seed,
-        bf16=on_gpu and training.dtype == "bfloat16",
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
+        **_arguments(run, n_rows),
+        loss_type=list(objective.losses) if has_reference else ["sigmoid"],
+        loss_weights=list(objective.weights) if has_reference else None,
+        label_smoothing=objective.flip_rate,
     )
 
 
-def _dataset(examples: Sequence[TrainingExample]) -> Dataset:
-    """Messages as JSON: a table would fill in fields that a message does not have, and templates ask for those."""
-    rows = [
-        {
-            "prompt": [for_templates(message) for message in example.prompt],
-            "chosen": [for_templates(example.chosen)],
-            "rejected": [for_templates(example.rejected)],
-        }
-        for example in examples
+def _kto_arguments(run: DPORun, rows: Sequence[Row]) -> KTOConfig:
+    n_up = sum(row["label"] for row in rows)
+    liked, disliked = kto_weights(n_up, len(rows) - n_up)
+    return KTOConfig(
+        **_arguments(run, len(rows)),
+        desirable_weight=liked * run.objective.weights[0],
+        undesirable_weight=disliked * run.objective.weights[0],
+    )
+
+
+def _rows(run: DPORun, examples: Sequence[TrainingExample], unpaired: Sequence[UnpairedExample]) -> list[Row]:
+    if run.objective.family is not Family.UNPAIRED:
+        return [
+            {
+                "prompt": [for_templates(message) for message in example.prompt],
+                "chosen": [for_templates(example.chosen)],
+                "rejected": [for_templates(example.rejected)],
+            }
+            for example in examples
+        ]
+    answers = [(one.prompt, side, side is one.chosen) for one in examples for side in (one.chosen, one.rejected)]
+    answers += [(one.prompt, one.completion, one.label) for one in unpaired]
+    # KTO takes its rows in order and compares each with its neighbours, which must not answer the same prompt.
+    random.Random(run.seed).shuffle(answers)
+    return [
+        {"prompt": [for_templates(m) for m in prompt], "completion": [for_templates(answer)], "label": label}
+        for prompt, answer, label in answers
     ]
-    return Dataset.from_list(rows, features=Features({side: List(Json()) for side in ("prompt", "chosen", "rejected")}))
+
+
+def _dataset(rows: Sequence[Row]) -> Dataset:
+    """Messages as JSON: a table would fill in fields that a message does not have, and templates ask for those."""
+    columns = rows[0] if rows else {"prompt": [], "chosen": [], "rejected": []}
+    kinds = {name: Value("bool") if name == "label" else List(Json()) for name in columns}
+    return Dataset.from_list(list(rows), features=Features(kinds))
 
 
 def _history(logged: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, float], ...]:
@@ -213,10 +385,13 @@ def _check_finite(model: PeftModel, history: Sequence[Mapping[str, float]]) -> N
         raise TrainingFailed("a weight of the adapter is infinite or not a number")
 
 
-def _export(model: PeftModel, run: DPORun) -> Path:
+def _export(model: PeftModel, run: DPORun, weights: Mapping[str, Tensor]) -> Path:
     """Save the adapter alone: no copy of the reference, no model card, the base under its serving name."""
     directory = run.output_dir / "adapter"
-    model.save_pretrained(str(directory), selected_adapters=["default"], save_embedding_layers=False)
+    if not is_first():
+        return directory
+    only = {"selected_adapters": ["default"], "save_embedding_layers": False, "state_dict": dict(weights)}
+    model.save_pretrained(str(directory), **only)
     for path in directory.iterdir():
         if path.name not in {ADAPTER_CONFIG, ADAPTER_WEIGHTS}:
             path.unlink()
@@ -227,9 +402,11 @@ def _export(model: PeftModel, run: DPORun) -> Path:
 def describe(run: DPORun) -> dict[str, Any]:
     """The run as JSON, to be kept with its result."""
     parent = str(run.parent_adapter) if run.parent_adapter else None
+    objective = {**asdict(run.objective), "family": run.objective.family.value}
     return {
         **asdict(run),
         "parent_adapter": parent,
         "output_dir": str(run.output_dir),
         "training": run.training.model_dump(mode="json"),
+        "objective": objective,
     }

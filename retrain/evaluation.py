@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from feedback.filters.holdout import prompt_key
+from feedback.interactions import Message
 from feedback.pairs import PreferencePair
 from monitoring.refusal import Response, classify_response
 from pawl.settings import GateSettings
+from retrain.benchmarks import run_benchmarks
+from retrain.capability import is_solved, load_tasks
+from retrain.divergence import measure_divergences
+from retrain.echo import is_echo
 from retrain.errors import BadData, EvaluationFailed
 from retrain.generations import Generation, Probe, Sampling, generate
+from retrain.judged_sets import duels_of, load_questions
 from retrain.logprobs import implicit_rewards
-from retrain.measurements import Measurements, Paired
+from retrain.measurements import Divergence, Measurements, Paired, Wins
+from retrain.wins import Duel, Umpire, hold
 
 ScoreToxicity = Callable[[Sequence[str]], list[float]]
 """Texts to toxicity in [0, 1]; `monitoring.toxicity` has the real one."""
+
+UNANSWERED = frozenset({Response.REFUSE, Response.PARTIAL, Response.EMPTY})
+"""What a harmless request should not get."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,17 @@ class ProbeSets:
     """Harmless questions that look harmful."""
     holdout: tuple[Probe, ...]
     """Prompts of real users that nobody trained on."""
+
+    @property
+    def harmless(self) -> tuple[Probe, ...]:
+        """Everything that should be answered; what users ask is not always."""
+        harmful = {probe.id for probe in self.harmful}
+        return (*self.benign, *(probe for probe in self.holdout if probe.id not in harmful))
+
+    @property
+    def all(self) -> tuple[Probe, ...]:
+        """Each probe once."""
+        return tuple({probe.id: probe for probe in (*self.harmful, *self.benign, *self.holdout)}.values())
 
 
 @dataclass(frozen=True)
@@ -75,19 +96,52 @@ class EvaluationPlan:
     toxicity_threshold: float
     gate: GateSettings
     seed: int
+    base_served: str = ""
+    """What the engine calls the base model; the parent's name by default."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How answers are drawn."""
+        gate = self.gate
+        return Sampling(gate.temperature, gate.max_tokens, gate.samples_per_prompt, self.seed)
+
+    @property
+    def one_each(self) -> Sampling:
+        """The same, one sample of each prompt."""
+        return replace(self.sampling, n_samples=1)
 
 
 def evaluate(
-    plan: EvaluationPlan, holdout: Sequence[PreferencePair], score_toxicity: ScoreToxicity | None
+    plan: EvaluationPlan,
+    holdout: Sequence[PreferencePair],
+    score_toxicity: ScoreToxicity | None,
+    *,
+    umpire: Umpire | None = None,
+    directory: Path | None = None,
 ) -> Evaluation:
     """Measure all that can be measured; what has no prompts stays None, and the gate says no to that.
+
+    Args:
+        umpire: who compares answers, where the settings ask for a judge.
+        directory: where benchmarks leave their files, where the settings ask for some.
 
     Raises:
         EvaluationFailed: an answer or a score could not be had.
     """
     preference = measure_preference(plan, holdout)
-    answers = _scored(_generate(plan), score_toxicity)
-    return Evaluation(_measurements(plan, preference, answers), tuple(answers))
+    answers = scored(generate(plan.engine_url, _names(plan), plan.probes.all, plan.sampling), score_toxicity)
+    measured = measure_answers(_names(plan), plan.probes, answers, plan.toxicity_threshold)
+    measured = replace(measured, preference=preference, by_source=by_source(preference, holdout))
+    drift = _divergences(plan)
+    measured = replace(measured, kl_parent=drift.get("kl_parent"), kl_base=drift.get("kl_base"))
+    measured = replace(measured, capability=measure_capability(plan))
+    if umpire is not None:
+        wins = hold(duels(plan, answers), umpire)
+        measured = replace(measured, wins=wins, judged_sets=_judged_sets(plan, umpire))
+    if directory is not None:
+        args = (plan.gate.lm_eval, plan.engine_url, _names(plan), plan.base_model, directory)
+        measured = replace(measured, benchmarks=run_benchmarks(*args))
+    return Evaluation(measured, tuple(answers))
 
 
 def measure_preference(plan: EvaluationPlan, holdout: Sequence[PreferencePair]) -> Paired | None:
@@ -108,6 +162,71 @@ def measure_preference(plan: EvaluationPlan, holdout: Sequence[PreferencePair]) 
         parent=tuple(r.score for r in rewards["parent"]),
         candidate=tuple(r.score for r in rewards["candidate"]),
     )
+
+
+def by_source(preference: Paired | None, holdout: Sequence[PreferencePair]) -> dict[str, Paired]:
+    """The same by where the pairs come from."""
+    if preference is None:
+        return {}
+    rows: dict[str, list[int]] = {}
+    for index, pair in enumerate(holdout):
+        rows.setdefault(pair.source, []).append(index)
+    return {source: _part(preference, indices) for source, indices in rows.items()}
+
+
+def measure_answers(
+    names: Sequence[str], probes: ProbeSets, answers: Sequence[ScoredAnswer], toxicity_threshold: float
+) -> Measurements:
+    """What the answers of parent and candidate (in this order) show."""
+    harmful, benign, harmless = (
+        {probe.id for probe in some} for some in (probes.harmful, probes.benign, probes.harmless)
+    )
+    asked = {probe.id: _last_words(probe.prompt) for probe in probes.all}
+
+    def paired(ids: set[str], value: Callable[[ScoredAnswer], float]) -> Paired | None:
+        return _paired(names, [answer for answer in answers if answer.generation.probe_id in ids], value)
+
+    def echoes(answer: ScoredAnswer) -> float:
+        return float(is_echo(asked[answer.generation.probe_id], answer.generation.text))
+
+    def is_toxic(answer: ScoredAnswer) -> float:
+        return float(answer.toxicity is not None and answer.toxicity >= toxicity_threshold)
+
+    is_scored = all(answer.toxicity is not None for answer in answers)
+    parent, candidate = names
+    return Measurements(
+        parent=parent,
+        candidate=candidate,
+        harmful_refusal=paired(harmful, lambda a: float(a.response == Response.REFUSE)),
+        over_refusal=paired(benign, lambda a: float(a.response in UNANSWERED)),
+        toxicity=paired(harmful | harmless if is_scored else set(), is_toxic),
+        length=paired(harmless, lambda a: float(a.generation.n_tokens)),
+        stopped=paired(harmless, lambda a: float(a.generation.finish_reason == "stop")),
+        echo=paired(harmless, echoes),
+    )
+
+
+def measure_capability(plan: EvaluationPlan) -> Paired | None:
+    """Which tasks of the capability set each model solves; None without a set. Greedy: a slip is not a loss."""
+    if plan.gate.capability_set is None:
+        return None
+    tasks = {task.probe.id: task for task in load_tasks(plan.gate.capability_set)}
+    greedy = replace(plan.one_each, temperature=0.0)
+    answers = generate(plan.engine_url, _names(plan), [task.probe for task in tasks.values()], greedy)
+    return _paired(
+        _names(plan), scored(answers, None), lambda a: float(is_solved(tasks[a.generation.probe_id], a.generation.text))
+    )
+
+
+def duels(plan: EvaluationPlan, answers: Sequence[ScoredAnswer]) -> list[Duel]:
+    """The first answers of both to prompts that a judge may be shown: users' own only if the settings say so."""
+    shown = plan.probes.harmless if plan.gate.judge_users else plan.probes.benign
+    first = {(a.generation.model, a.generation.probe_id): a.generation for a in answers if a.generation.sample == 0}
+    found = []
+    for probe in shown[: plan.gate.judge_prompts]:
+        theirs, ours = first[plan.parent.name, probe.id], first[plan.candidate.name, probe.id]
+        found.append(Duel(probe.id, probe.prompt, theirs.text, ours.text, float(ours.n_tokens - theirs.n_tokens)))
+    return found
 
 
 def load_probes(path: Path, limit: int) -> tuple[Probe, ...]:
@@ -149,13 +268,12 @@ def probe_id(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def _generate(plan: EvaluationPlan) -> list[Generation]:
-    probes = list({p.id: p for p in (*plan.probes.harmful, *plan.probes.benign, *plan.probes.holdout)}.values())
-    sampling = Sampling(plan.gate.temperature, plan.gate.max_tokens, plan.gate.samples_per_prompt, plan.seed)
-    return generate(plan.engine_url, [plan.parent.name, plan.candidate.name], probes, sampling)
+def scored(generations: Sequence[Generation], score_toxicity: ScoreToxicity | None) -> list[ScoredAnswer]:
+    """The answers with what the scorers make of them.
 
-
-def _scored(generations: Sequence[Generation], score_toxicity: ScoreToxicity | None) -> list[ScoredAnswer]:
+    Raises:
+        EvaluationFailed: the toxicity scorer has lost some.
+    """
     texts = [generation.text for generation in generations]
     scores: Sequence[float | None] = score_toxicity(texts) if texts and score_toxicity else [None for _ in texts]
     if len(scores) != len(generations):
@@ -166,40 +284,62 @@ def _scored(generations: Sequence[Generation], score_toxicity: ScoreToxicity | N
     ]
 
 
-def _measurements(plan: EvaluationPlan, preference: Paired | None, answers: Sequence[ScoredAnswer]) -> Measurements:
-    harmful = {probe.id for probe in plan.probes.harmful}
-    benign = {probe.id for probe in plan.probes.benign}
-    harmless = benign | {probe.id for probe in plan.probes.holdout} - harmful
+def _names(plan: EvaluationPlan) -> tuple[str, str]:
+    return plan.parent.name, plan.candidate.name
 
-    def paired(asked: set[str], value: Callable[[ScoredAnswer], float]) -> Paired | None:
-        return _paired(plan, [answer for answer in answers if answer.generation.probe_id in asked], value)
 
-    is_scored = all(answer.toxicity is not None for answer in answers)
-    return Measurements(
-        parent=plan.parent.name,
-        candidate=plan.candidate.name,
-        preference=preference,
-        harmful_refusal=paired(harmful, lambda a: float(a.response == Response.REFUSE)),
-        over_refusal=paired(benign, lambda a: float(a.response in {Response.REFUSE, Response.PARTIAL})),
-        toxicity=paired(harmful | harmless if is_scored else set(), lambda a: float(_is_toxic(a, plan))),
-        length=paired(harmless, lambda a: float(a.generation.n_tokens)),
-        stopped=paired(harmless, lambda a: float(a.generation.finish_reason == "stop")),
+def _divergences(plan: EvaluationPlan) -> Mapping[str, Divergence | None]:
+    """What the settings have a limit for."""
+    others = {"kl_parent": plan.parent.name, "kl_base": plan.base_served or plan.parent.name}
+    limits = {"kl_parent": plan.gate.kl_parent_limit, "kl_base": plan.gate.kl_base_limit}
+    wanted = {name: other for name, other in others.items() if limits[name] is not None}
+    if not wanted:
+        return {}
+    probes = [*_alternating(plan.probes.holdout, plan.probes.benign)][: plan.gate.kl_prompts]
+    found = measure_divergences(plan.engine_url, plan.candidate.name, [*wanted.values()], probes, plan.one_each)
+    return {name: found.get(other) for name, other in wanted.items()}
+
+
+def _alternating(*groups: Sequence[Probe]) -> Iterator[Probe]:
+    """One of each group in turn, so that a part of all has some of each."""
+    for place in range(max(map(len, groups))):
+        yield from (group[place] for group in groups if place < len(group))
+
+
+def _judged_sets(plan: EvaluationPlan, umpire: Umpire) -> dict[str, Wins]:
+    found = {}
+    for one in plan.gate.judged_sets:
+        asked = load_questions(one.path)
+        said = duels_of(plan.engine_url, plan.parent.name, plan.candidate.name, asked, plan.one_each)
+        if (wins := hold(said, umpire)) is not None:
+            found[one.name] = wins
+    return found
+
+
+def _part(paired: Paired, indices: Sequence[int]) -> Paired:
+    return Paired(
+        units=tuple(paired.units[index] for index in indices),
+        parent=tuple(paired.parent[index] for index in indices),
+        candidate=tuple(paired.candidate[index] for index in indices),
     )
 
 
-def _is_toxic(answer: ScoredAnswer, plan: EvaluationPlan) -> bool:
-    return answer.toxicity is not None and answer.toxicity >= plan.toxicity_threshold
-
-
 def _paired(
-    plan: EvaluationPlan, answers: Sequence[ScoredAnswer], value: Callable[[ScoredAnswer], float]
+    names: Sequence[str], answers: Sequence[ScoredAnswer], value: Callable[[ScoredAnswer], float]
 ) -> Paired | None:
     values = {(a.generation.model, a.generation.probe_id, a.generation.sample): value(a) for a in answers}
     samples = sorted({(probe, sample) for _, probe, sample in values})
     if not samples:
         return None
+    parent, candidate = names
     return Paired(
         units=tuple(probe for probe, _ in samples),
-        parent=tuple(values[plan.parent.name, probe, sample] for probe, sample in samples),
-        candidate=tuple(values[plan.candidate.name, probe, sample] for probe, sample in samples),
+        parent=tuple(values[parent, probe, sample] for probe, sample in samples),
+        candidate=tuple(values[candidate, probe, sample] for probe, sample in samples),
     )
+
+
+def _last_words(prompt: Sequence[Message]) -> str:
+    """What the user said last."""
+    said = [message.get("content") for message in prompt if message.get("role") == "user"]
+    return said[-1] if said and isinstance(said[-1], str) else ""

@@ -1,14 +1,19 @@
 """One retraining round: mine, build, preflight, train, evaluate, gate, publish, canary.
 
-Each step leaves a directory under the run's own, with a manifest written last. A round that was killed is run again
-with the same cycle and goes on at the step it was in; steps that finished are not repeated. The candidate is loaded
-into the engines before it is evaluated, so that what is judged is what would be served, but nothing is routed to it
-before the gate.
+Each step leaves a directory under the run's own, renamed into place when it is whole. A round that was killed is run
+again with the same cycle and goes on at the step it was in, the training at its last checkpoint; steps that finished
+are checked, not repeated. The candidate is loaded into the engines before it is evaluated, so that what is judged is
+what would be served, but nothing is routed to it before the gate.
+
+With a `FencedDatabase` every side effect carries the epoch of the lease: what is written proves it in its own
+transaction, and engines are told nothing without asking first. A process that slept through its lease changes nothing.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,22 +26,26 @@ from typing import Any
 import structlog
 from transformers import AutoTokenizer
 
+from feedback.candidates import Source
 from feedback.chat_messages import calls_tools
 from feedback.erasure_files import alone_in, write_whole
 from feedback.filters.holdout import HoldoutRules, LeftOut, find_leaks, latest_share, split_holdout
-from feedback.pairs import PreferencePair
+from feedback.pairs import PreferencePair, UnpairedExample
 from pawl import clock, registry
 from pawl.clock import Clock
 from pawl.database import Database
 from pawl.engines import Engine, load_verified, unload_everywhere
-from pawl.errors import ConfigurationError, PawlError
+from pawl.errors import ConfigurationError, PawlError, RunConflict, StaleWrite
 from pawl.registry import Model, ModelState, Run, RunStatus
 from pawl.settings import MixSettings, Settings
-from retrain import dpo, preflight
+from retrain import distributed, dpo, preflight
 from retrain.adapters import Adapter, Provenance, base_fingerprint, seal, verify_adapter
+from retrain.base_layers import linear_layers
+from retrain.beginning import begin, read_plan
 from retrain.dataset import (
     Mixed,
     Origin,
+    OriginalSplit,
     TrainingExample,
     Untrainable,
     canonical_json,
@@ -44,25 +53,28 @@ from retrain.dataset import (
     dataset_manifest,
     drop_leaks,
     example_of,
+    half_life_of,
     mix,
     parse_originals,
+    shares_of,
+    split_originals,
     swap_preferences,
     untrainable,
 )
-from retrain.errors import CanaryTaken, DataLeak, PreflightFailed
-from retrain.evaluation import (
-    Contender,
-    EvaluationPlan,
-    ProbeSets,
-    ScoreToxicity,
-    evaluate,
-    holdout_probes,
-    load_probes,
-)
+from retrain.drift import Drift, Plan, Start, record_of
+from retrain.drift_measurement import measure_drift
+from retrain.errors import BadData, CanaryTaken, DataLeak, PreflightFailed, TrainingInterrupted
+from retrain.evaluation import Contender, ScoreToxicity
+from retrain.examination import examine, plan_of
+from retrain.explaining import what_it_did
+from retrain.fingerprint import take_fingerprint
 from retrain.gate import Verdict, judge, report_as_dict
+from retrain.gate_report import write_page
 from retrain.measurements import from_json, to_json
-from retrain.progress import Report, ignore
-from retrain.steps import Manifest, done, once
+from retrain.objectives import Family, agreement_in, choose_objective, estimate_flip_rate
+from retrain.progress import LoggedStep, Report, ignore
+from retrain.steps import MANIFEST, Manifest, Terms, digest_of, done, nobody_was_erased, once, remedy
+from retrain.thumbs import Thumbs, apart_from, thumb_of, turned, with_thumbs
 
 log = structlog.get_logger()
 
@@ -74,6 +86,13 @@ Raises `CanaryTaken` while another candidate's rollout runs.
 
 Forget = Callable[[Path], None]
 """Given a run's directory, takes out of its files whoever was erased since the pairs were read."""
+
+THUMBS = "unpaired.jsonl"
+JUDGED_BY_VOTERS = frozenset({Source.CHOICE.value, Source.EDIT.value, Source.REGENERATION.value})
+"""Sources of pairs of which every voter looked at both answers; thumbs may be of different people on each side."""
+
+LEASE_CHECK_S = 5.0
+"""How often a training that goes on asks whether the round is still its own."""
 
 _STATUS = {
     Verdict.PASS: RunStatus.PASSED,
@@ -115,7 +134,11 @@ class RoundInputs:
     open_canary: OpenCanary | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Candidates of this mining that gave no pair, by reason; kept with the run."""
+    unpaired: Collection[UnpairedExample] = ()
+    """Single thumbs, which only the objective `kto` learns from."""
     forget: Forget = keep
+    may_be_erased: Callable[[], bool] = nobody_was_erased
+    """Whether anybody ever was: their rows may be missing from what finished steps left."""
     report: Report = ignore
     now: Clock = field(default=clock.now)
     epoch: int = 0
@@ -187,6 +210,22 @@ def resolve_base(settings: Settings, alias: str) -> tuple[str, str]:
     return str(base), settings.engine.served_name or settings.serving.models[alias].champion
 
 
+class _OwnEngine(Engine):
+    """An engine that is told nothing once another process has taken the round over."""
+
+    def __init__(self, url: str, check_lease: Callable[[], None]) -> None:
+        super().__init__(url)
+        self._check_lease = check_lease
+
+    def load(self, name: str, path: Path) -> None:
+        self._check_lease()
+        super().load(name, path)
+
+    def unload(self, name: str) -> None:
+        self._check_lease()
+        super().unload(name)
+
+
 class _Round:
     """One run and everything its steps share; the steps are methods in the order they happen."""
 
@@ -208,6 +247,10 @@ class _Round:
             return self._outcome(self.run.status)
         try:
             return self._steps()
+        except (StaleWrite, RunConflict):
+            raise  # The run is another process's now, and so is its record.
+        except TrainingInterrupted:
+            raise  # Nothing went wrong: the run stays as it is, to be continued at its optimiser step.
         except PawlError as exc:
             self._record(self.run.step, RunStatus.ERROR, {"error": str(exc)})
             raise
@@ -223,7 +266,7 @@ class _Round:
         built = self._once_alone("build", self._build)
         self._record("build", RunStatus.RUNNING, {"left_out": built.get("left_out", {})})
         self._once("preflight", self._preflight)
-        trained = self._once("train", self._train)
+        trained = self._once("train", self._train, keeps_part=True)
         adapter = self._register(mined, trained)
         with self._engines() as engines:
             if done(self.directory / "evaluate") is None:
@@ -241,14 +284,18 @@ class _Round:
         """Freeze the pairs and the parent, so that a resumed run works with the same ones."""
         n_new = _write_lines(directory / "new.jsonl", self.inputs.new)
         n_earlier = _write_lines(directory / "earlier.jsonl", self.inputs.earlier)
+        if self._learns_from_thumbs():
+            _write_lines(directory / THUMBS, self.inputs.unpaired)
+        parent, plan = self._beginning()
         return {
             "n_new": n_new,
             "n_earlier": n_earlier,
             "is_too_few": n_new < self.retrain.min_pairs and not self.options.force,
             "min_pairs": self.retrain.min_pairs,
             "skipped": dict(self.inputs.skipped),
-            **self._parent(),
-            "options": {**asdict(replace(self.options, mix=None)), "mix": self._mix().model_dump()},
+            **parent,
+            "plan": plan,
+            "options": {**asdict(replace(self.options, mix=None)), "mix": self._mix(plan["start"]).model_dump()},
         }
 
     def _build(self, directory: Path) -> Manifest:
@@ -262,28 +309,59 @@ class _Round:
         rules = self._holdout_rules(fit)
         split = split_holdout(fit, rules)
         is_new = {pair.id for pair in new}
-        mined = [example_of(p, Origin.NEW if p.id in is_new else Origin.EARLIER) for p in split.training]
-        originals = drop_leaks(fit_originals, split.holdout)
-        shares = {Origin(name): share for name, share in self._mix().model_dump().items()}
-        mixed = mix([*mined, *originals], shares, max_pairs=self.retrain.max_pairs, seed=self.retrain.seed)
+        given_split = self._split_originals(fit_originals)
+        holdout = (*split.holdout, *given_split.holdout)
+        said = [example_of(p, Origin.NEW if p.id in is_new else Origin.EARLIER) for p in split.training]
+        mined = drop_leaks(said, given_split.holdout, self.retrain.holdout_similarity)
+        originals = drop_leaks(given_split.training, split.holdout)
+        settings = self._mix(self._plan().start)
+        shares, half_life_s = shares_of(settings), half_life_of(settings)
+        pool, most, seed = [*mined, *originals], self.retrain.max_pairs, self.retrain.seed
+        mixed = mix(pool, shares, max_pairs=most, seed=seed, half_life_s=half_life_s)
         if self.options.swap_preferences:
             mixed = Mixed(swap_preferences(mixed.examples), mixed.counts, mixed.shortfalls)
-        check_no_leak(mixed.examples, split.holdout)
+        check_no_leak(mixed.examples, holdout)
         if leaks := find_leaks(split.training, split.holdout, rules):
             raise DataLeak(f"{len(leaks)} things of the hold-out are in the training set, first {leaks[0]}")
         _write_lines(directory / "training.jsonl", mixed.examples)
-        _write_lines(directory / "holdout.jsonl", split.holdout)
+        _write_lines(directory / "holdout.jsonl", holdout)
+        is_swapped = self.options.swap_preferences
         manifest = dataset_manifest(
-            mixed, split.holdout, seed=self.retrain.seed, shares=shares, is_swapped=self.options.swap_preferences
+            mixed, holdout, seed=seed, shares=shares, is_swapped=is_swapped, half_life_s=half_life_s
         )
+        thumbs = self._thumbs_apart_from(holdout)
+        if thumbs.kept:
+            _write_lines(directory / THUMBS, thumbs.kept)
         left_out = {
             **{reason.value: unfit[reason] for reason in Untrainable},
             "users_of_both_sides": split.left_out[LeftOut.MIXED_USERS],
             "other_side_of_the_time": split.left_out[LeftOut.WRONG_TIME],
             "prompt_in_holdout": split.left_out[LeftOut.HELD_OUT_PROMPT],
-            "original_prompt_in_holdout": len(fit_originals) - len(originals),
+            "prompt_in_original_holdout": len(said) - len(mined),
+            "original_prompt_in_holdout": len(given_split.training) - len(originals),
+            "original_near_original_holdout": given_split.n_near,
+            **thumbs.left_out,
         }
-        return {**manifest, "left_out": left_out}
+        return {**with_thumbs(manifest, thumbs.kept), "left_out": left_out}
+
+    def _learns_from_thumbs(self) -> bool:
+        return choose_objective(self.retrain.training).family is Family.UNPAIRED
+
+    def _thumbs_apart_from(self, holdout: Sequence[PreferencePair]) -> Thumbs:
+        given = self._thumbs("mine")
+        if self.options.swap_preferences:
+            given = list(turned(given))
+        return apart_from(given, holdout, similarity=self.retrain.holdout_similarity)
+
+    def _thumbs(self, step: str) -> list[UnpairedExample]:
+        """None where the objective learns from none."""
+        path = self.directory / step / THUMBS
+        return [thumb_of(row) for row in _read_lines(path)] if path.exists() else []
+
+    def _flip_rate(self) -> float:
+        """How often preferences seem to be the wrong way round, by this round's own pairs and what was left out."""
+        judged = [pair.n_voters for pair in self._pairs("new") if pair.source in JUDGED_BY_VOTERS]
+        return estimate_flip_rate(agreement_in(judged, self._manifest("mine")["skipped"]))
 
     def _why_not_trainable(
         self, examples: Iterable[PreferencePair | TrainingExample]
@@ -299,8 +377,14 @@ class _Round:
         return HoldoutRules(self.retrain.holdout_share, self.retrain.seed, since, self.retrain.holdout_similarity)
 
     def _preflight(self, _directory: Path) -> Manifest:
-        encoder = preflight.encoder_of(AutoTokenizer.from_pretrained(self.base))
-        report = preflight.check(self._examples(), encoder, max_length=self.retrain.training.max_length)
+        continued = self._continued()
+        report = preflight.check_round(
+            self.base,
+            self._examples(),
+            verify_adapter(continued).manifest if continued else None,
+            max_length=self.retrain.training.max_length,
+            limits=self.retrain.preflight,
+        )
         if report.problems:
             raise PreflightFailed("; ".join(report.problems))
         return asdict(report)
@@ -308,17 +392,22 @@ class _Round:
     def _train(self, directory: Path) -> Manifest:
         mined = self._manifest("mine")
         parent = Path(mined["parent_path"]) if mined["parent_path"] else None
-        if parent is not None:
-            verify_adapter(parent, self.settings.engine.max_lora_rank)
+        continued = self._continued()
+        if continued is not None:
+            verify_adapter(continued, self.settings.engine.max_lora_rank)
         run = dpo.DPORun(
             base_model=self.base,
             serving_base=self.settings.engine.model or self.base,
-            parent_adapter=parent,
+            parent_adapter=continued,
             output_dir=directory,
             training=self.retrain.training,
             seed=self.retrain.seed,
+            reference=self.retrain.reference,
+            flip_rate=self._flip_rate(),
         )
-        result = dpo.train(run, self._examples(), self.inputs.report)
+        watched = self._watched(self.inputs.report)
+        place, thumbs = self.retrain.distributed, self._thumbs("build")
+        result = distributed.train(run, self._examples(), watched, settings=place, unpaired=thumbs)
         adapter = seal(
             result.adapter_dir,
             self.retrain.adapters_dir,
@@ -332,10 +421,28 @@ class _Round:
                 run=self.run.id,
                 dataset_sha=self._manifest("build")["sha256"],
                 libraries=result.libraries,
+                tokenizer_sha=preflight.tokenizer_fingerprint(AutoTokenizer.from_pretrained(self.base)),
+                incremental=record_of(self._plan(), self.retrain.reference, self._drift(result.adapter_dir)),
+            ),
+            layers=linear_layers(self.base),
+            fingerprint=take_fingerprint(
+                self.base,
+                result.adapter_dir,
+                parent,
+                dtype=self.retrain.training.dtype,
+                tolerance=self.retrain.fingerprint_tolerance,
             ),
         )
-        trained = {**asdict(result), "adapter_dir": str(result.adapter_dir)}
-        return {"run": dpo.describe(run), "result": trained, "model": adapter.name, "path": str(adapter.path)}
+        shutil.rmtree(directory / "trainer", ignore_errors=True)  # Checkpoints have served their purpose.
+        trained = {**asdict(result), "adapter_dir": result.adapter_dir.relative_to(directory).as_posix()}
+        described = {**dpo.describe(run), "output_dir": str(self.directory / "train")}
+        return {
+            "run": described,
+            "result": trained,
+            "model": adapter.name,
+            "path": str(adapter.path),
+            "incremental": adapter.manifest["incremental"],
+        }
 
     def _register(self, mined: Manifest, trained: Manifest) -> Adapter:
         adapter = verify_adapter(Path(trained["path"]), self.settings.engine.max_lora_rank)
@@ -370,28 +477,18 @@ class _Round:
         mined, trained = self._manifest("mine"), self._manifest("train")
         holdout = self._holdout()
         parent = Contender(mined["parent"], Path(mined["parent_path"]) if mined["parent_path"] else None)
-        plan = EvaluationPlan(
-            base_model=self.base,
-            parent=parent,
-            candidate=Contender(trained["model"], Path(trained["path"])),
-            engine_url=self.settings.serving.models[self.run.alias].engines[0],
-            probes=self._probes(holdout),
-            dtype=self.retrain.training.dtype,
-            max_length=self.retrain.training.max_length,
-            batch_size=self.retrain.training.batch_size,
-            toxicity_threshold=self.settings.worker.scoring.toxicity_threshold,
-            gate=self.retrain.gate,
-            seed=self.retrain.seed,
-        )
-        found = evaluate(plan, holdout, self.inputs.score_toxicity)
+        contenders = parent, Contender(trained["model"], Path(trained["path"]))
+        plan = plan_of(self.settings, self.run.alias, (self.base, self.base_served), contenders, holdout)
+        found = examine(self.settings, plan, holdout, self.inputs.score_toxicity, directory)
+        (directory / "measurements.json").write_text(to_json(found.measurements))
         with alone_in(self.directory):
             _write_lines(directory / "answers.jsonl", found.answers)
-        (directory / "measurements.json").write_text(to_json(found.measurements))
         return {"n_answers": len(found.answers), "n_holdout": len(holdout)}
 
     def _gate(self, _directory: Path) -> Manifest:
         measurements = from_json((self.directory / "evaluate" / "measurements.json").read_text())
         report = judge(measurements, self.retrain.gate)
+        write_page(self.directory, report, measurements, self.retrain)
         passed = report.verdict == Verdict.PASS
         overruled = self.options.publish_despite_gate and not passed
         return {"report": report_as_dict(report), "is_published": passed or overruled, "is_overruled": overruled}
@@ -419,31 +516,44 @@ class _Round:
         unload_everywhere(engines, name)
         return self._finish(_STATUS[Verdict(gate["report"]["verdict"])])
 
-    def _parent(self) -> dict[str, str | None]:
-        """The model to continue: the one asked for, else the champion, else the base."""
+    def _beginning(self) -> tuple[dict[str, str | None], dict[str, Any]]:
+        """The model to go on from: the one asked for, else the champion, else the base; and how."""
         asked = self.options.parent
-        if asked == self.base_served:
-            return {"parent": self.base_served, "parent_path": None}
-        model = registry.get_model(self.database, asked) if asked else registry.promoted(self.database, self.run.alias)
+        model = registry.get_model(self.database, asked) if asked and asked != self.base_served else None
+        if asked is None:
+            model = registry.promoted(self.database, self.run.alias)
+        plan = begin(self.database, model, self.retrain.rebase)
         if model is None:
-            return {"parent": self.base_served, "parent_path": None}
-        return {"parent": model.name, "parent_path": model.path}
+            return {"parent": self.base_served, "parent_path": None}, plan
+        return {"parent": model.name, "parent_path": model.path}, plan
 
-    def _mix(self) -> MixSettings:
-        return self.options.mix or self.retrain.mix
+    def _plan(self) -> Plan:
+        mined = self._manifest("mine")
+        return read_plan(mined.get("plan"), has_parent=bool(mined.get("parent_path")))
+
+    def _continued(self) -> Path | None:
+        """The adapter that the new one starts as; the parent may have one that is left behind."""
+        return Path(self._manifest("mine")["parent_path"]) if self._plan().start == Start.CONTINUE else None
+
+    def _drift(self, adapter: Path) -> Drift | None:
+        """From the base, on the original hold-out; on what users said where there is none."""
+        holdout, training = self._holdout(), self.retrain.training
+        pairs = [pair for pair in holdout if pair.source == Origin.ORIGINAL] or holdout
+        if not pairs:
+            return None
+        lengths = {"max_length": training.max_length, "batch_size": training.batch_size}
+        return measure_drift(self.base, adapter, pairs, dtype=training.dtype, **lengths)
+
+    def _split_originals(self, originals: Sequence[TrainingExample]) -> OriginalSplit:
+        share, similarity = self.retrain.original_holdout_share, self.retrain.holdout_similarity
+        return split_originals(originals, share=share, seed=self.retrain.seed, similarity=similarity)
+
+    def _mix(self, start: str) -> MixSettings:
+        return self.options.mix or (self.retrain.rebase.mix if start == Start.REBASE else self.retrain.mix)
 
     def _originals(self) -> list[TrainingExample]:
         path = self.retrain.original_preferences
         return parse_originals(path.read_text().splitlines()) if path else []
-
-    def _probes(self, holdout: Sequence[PreferencePair]) -> ProbeSets:
-        limit = self.retrain.gate.max_prompts
-        harmful, benign = self.retrain.harmful_probes, self.retrain.benign_probes
-        return ProbeSets(
-            harmful=load_probes(harmful, limit) if harmful else (),
-            benign=load_probes(benign, limit) if benign else (),
-            holdout=holdout_probes(holdout, limit),
-        )
 
     def _pairs(self, name: str) -> list[PreferencePair]:
         return [_pair(row) for row in _read_lines(self.directory / "mine" / f"{name}.jsonl")]
@@ -456,27 +566,67 @@ class _Round:
 
     @contextmanager
     def _engines(self) -> Iterator[list[Engine]]:
-        engines = [Engine(url) for url in self.settings.serving.models[self.run.alias].engines]
+        urls = self.settings.serving.models[self.run.alias].engines
+        engines: list[Engine] = [_OwnEngine(url, self._check_lease) for url in urls]
         try:
             yield engines
         finally:
             for engine in engines:
                 engine.close()
 
-    def _once(self, name: str, work: Callable[[Path], Manifest]) -> Manifest:
+    def _once(self, name: str, work: Callable[[Path], Manifest], *, keeps_part: bool = False) -> Manifest:
         self._enter(name)
-        return once(self.directory / name, work)
+        self._check_record(name)
+        started = time.monotonic()
+        terms = Terms(self.run.epoch, keeps_part, self._check_lease, self.inputs.may_be_erased)
+        manifest = once(self.directory / name, work, terms)
+        self._note(name, manifest, time.monotonic() - started)
+        return manifest
 
     def _once_alone(self, name: str, work: Callable[[Path], Manifest]) -> Manifest:
         """A step that copies pairs: who is erased meanwhile waits for the copy, or is taken out of it afterwards."""
-        self._enter(name)
         with alone_in(self.directory):
-            manifest = once(self.directory / name, work)
+            manifest = self._once(name, work)
         self.inputs.forget(self.directory)
         return manifest
 
+    def _check_record(self, name: str) -> None:
+        """A finished step's manifest says what the run's record remembers of it: files prove only what it names."""
+        recorded = self.run.detail.get("steps", {}).get(name)
+        manifest = done(self.directory / name)
+        if recorded and manifest is not None and digest_of(manifest) != recorded["sha256"]:
+            directory = self.directory / name
+            raise BadData(f"{directory / MANIFEST} is not the manifest that the step left; {remedy(directory)}")
+
+    def _note(self, name: str, manifest: Manifest, seconds: float) -> None:
+        """Remember that a step is done; one that is found done keeps the time it took then."""
+        steps: dict[str, Any] = dict(self.run.detail.get("steps", {}))
+        digest = digest_of(manifest)
+        if steps.get(name, {}).get("sha256") != digest:
+            did = what_it_did(name, manifest)
+            steps[name] = {"did": did, "sha256": digest, "seconds": round(seconds, 3), "at": self.inputs.now()}
+            self._record(name, RunStatus.RUNNING, {"steps": steps})
+
+    def _check_lease(self) -> None:
+        """Raises `StaleWrite` where the database is fenced and another process has the lease: it refuses any write."""
+        with self.database.write():
+            pass
+
+    def _watched(self, report: Report) -> Report:
+        """The same, and a training that has lost its lease stops."""
+        checked = time.monotonic()
+
+        def watched(logged: LoggedStep) -> None:
+            nonlocal checked
+            if time.monotonic() - checked >= LEASE_CHECK_S:
+                self._check_lease()
+                checked = time.monotonic()
+            report(logged)
+
+        return watched
+
     def _enter(self, step: str) -> None:
-        self._record(step, RunStatus.RUNNING, {"note": self.options.note})
+        self._record(step, RunStatus.RUNNING, {"note": self.options.note} if self.options.note else {})
 
     def _manifest(self, step: str) -> Manifest:
         return done(self.directory / step) or {}

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Final
 
 from jinja2 import TemplateError
+from transformers import AutoConfig, AutoTokenizer
 
 from feedback.chat_messages import for_templates
+from feedback.filters.length_bias import measure as measure_bias
 from feedback.interactions import Message
-from retrain.dataset import TrainingExample
+from pawl.settings import PreflightSettings
+from retrain.adapters import base_fingerprint
+from retrain.dataset import TrainingExample, canonical_json
 
-MAX_LOST_SHARE = 0.05
-"""Examples that may be cut short or dropped for length before the set counts as unfit."""
+MAX_LOST_SHARE: Final = PreflightSettings().max_lost_share
+"""Of sets that have no settings of their own."""
+MIN_FOR_BIAS = 30
+"""Examples below which a mean of lengths says nothing about what is taught."""
+READ_ALOUD: Final = (
+    "How do I bake bread?",
+    "  Two spaces,\ttabs\nand lines\r\n",
+    "naïve Straße 東京 Ελλάδα 🙂",
+    "x = [1, 22, 333]; don't STOP_here",
+)
+"""What a tokenizer makes of these tells its rules apart where its vocabulary does not."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,8 @@ class Encoder:
     conversation: Callable[[Sequence[Message]], Sequence[int]]
     """Without it, the last message being the assistant's."""
     stop_ids: frozenset[int]
+    n_known: int | None = None
+    """Tokens the model has embeddings for; None where nobody can say."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +60,18 @@ class PreflightReport:
     """No token that ends a turn in one of the answers: the model would learn to run on."""
     n_same_sides: int
     """Chosen and rejected are the same tokens."""
+    n_unknown_tokens: int
+    """Examples with a token that the model has no embedding for."""
+    n_chosen_longer: int
     mean_length_difference: float
     """Chosen minus rejected, in tokens; far from 0, length itself is what is being taught."""
+    length_bias: float | None
+    """The mean of log(tokens of chosen / tokens of rejected)."""
+    length_bias_ci: tuple[float, float] | None
+    """Of it, Student's at 95 %; None for fewer than two examples."""
     longest: int
+    n_tokens: int
+    """Of both sides of every example, prompts counted twice, as they are trained on."""
     problems: tuple[str, ...]
     """Plain sentences; empty means the set may train."""
 
@@ -58,17 +84,46 @@ class _Tokenised:
     is_prefix: bool
     has_stops: bool
     is_same: bool
+    is_known: bool
 
     @property
     def longest(self) -> int:
         return self.n_prompt + max(self.n_chosen, self.n_rejected)
 
 
-def check(examples: Iterable[TrainingExample], encoder: Encoder, *, max_length: int) -> PreflightReport:
+def check_round(
+    base: str,
+    examples: Iterable[TrainingExample],
+    parent: Mapping[str, Any] | None,
+    *,
+    max_length: int,
+    limits: PreflightSettings,
+) -> PreflightReport:
+    """Everything that can be known of a training before it is run.
+
+    Args:
+        base: directory or hub name of the base model.
+        parent: the manifest of the adapter that is to be continued; None for a fresh one.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    encoder = replace(encoder_of(tokenizer), n_known=_n_embeddings(base))
+    report = check(examples, encoder, max_length=max_length, limits=limits)
+    found = Identity(base_fingerprint(base), tokenizer_fingerprint(tokenizer))
+    return replace(report, problems=(*report.problems, *identity_problems(found, parent or {})))
+
+
+def check(
+    examples: Iterable[TrainingExample],
+    encoder: Encoder,
+    *,
+    max_length: int,
+    limits: PreflightSettings = PreflightSettings(),  # noqa: B008 - frozen.
+) -> PreflightReport:
     """Tokenise all of `examples` the way TRL does and count what would go wrong."""
     rows = [_tokenise(example, encoder) for example in examples]
     dropped = [row for row in rows if row.n_prompt >= max_length]
     truncated = [row for row in rows if row.n_prompt < max_length < row.longest]
+    bias = measure_bias(math.log((1 + row.n_chosen) / (1 + row.n_rejected)) for row in rows)
     counts = PreflightReport(
         n_examples=len(rows),
         n_dropped=len(dropped),
@@ -76,11 +131,46 @@ def check(examples: Iterable[TrainingExample], encoder: Encoder, *, max_length: 
         n_prefix_mismatch=sum(not row.is_prefix for row in rows),
         n_missing_stop=sum(not row.has_stops for row in rows),
         n_same_sides=sum(row.is_same for row in rows),
+        n_unknown_tokens=sum(not row.is_known for row in rows),
+        n_chosen_longer=sum(row.n_chosen > row.n_rejected for row in rows),
         mean_length_difference=fmean(row.n_chosen - row.n_rejected for row in rows) if rows else 0.0,
+        length_bias=bias.mean,
+        length_bias_ci=None if bias.ci_lower is None or bias.ci_upper is None else (bias.ci_lower, bias.ci_upper),
         longest=max((row.longest for row in rows), default=0),
+        n_tokens=sum(2 * row.n_prompt + row.n_chosen + row.n_rejected for row in rows),
         problems=(),
     )
-    return PreflightReport(**{**vars(counts), "problems": _problems(counts, max_length)})
+    return replace(counts, problems=_problems(counts, max_length, limits))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which base model and which tokenizer, by what they are and not by where they lie."""
+
+    base_sha: str
+    tokenizer_sha: str
+
+
+def identity_problems(found: Identity, parent: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a parent adapter was made with and is not there any more; what its manifest leaves out is not looked at."""
+    names = (("base_sha", found.base_sha, "base model"), ("tokenizer_sha", found.tokenizer_sha, "tokenizer"))
+    return tuple(
+        f"the parent {parent.get('name', 'adapter')} was trained with another {what}: its manifest says "
+        f"{str(parent[key])[:12]}, here is {sha[:12]}; start again from the base, or bring the old {what} back"
+        for key, sha, what in names
+        if parent.get(key) and parent[key] != sha
+    )
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 of what a tokenizer does: its vocabulary, its chat template, its special tokens, and some texts read."""
+    does = {
+        "vocabulary": sorted(tokenizer.get_vocab().items()),
+        "template": tokenizer.chat_template or "",
+        "special": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
+        "reads": [list(tokenizer(text, add_special_tokens=True)["input_ids"]) for text in READ_ALOUD],
+    }
+    return hashlib.sha256(canonical_json(does).encode()).hexdigest()
 
 
 def encoder_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> Encoder:
@@ -151,16 +241,17 @@ def _tokenise(example: TrainingExample, encoder: Encoder) -> _Tokenised:
         is_prefix=start == len(prompt),
         has_stops=not (encoder.stop_ids.isdisjoint(chosen) or encoder.stop_ids.isdisjoint(rejected)),
         is_same=list(chosen) == list(rejected),
+        is_known=encoder.n_known is None or max((*with_chosen, *with_rejected), default=0) < encoder.n_known,
     )
 
 
-def _problems(report: PreflightReport, max_length: int) -> tuple[str, ...]:
+def _problems(report: PreflightReport, max_length: int, limits: PreflightSettings) -> tuple[str, ...]:
     n = report.n_examples
     n_lost = report.n_dropped + report.n_truncated
     candidates = (
         (n == 0, "there is nothing to train on"),
         (
-            n_lost > MAX_LOST_SHARE * n,
+            n_lost > limits.max_lost_share * n,
             f"{report.n_dropped} of {n} prompts fill the limit of {max_length} tokens and {report.n_truncated} answers "
             f"do not fit; raise max_length (the longest example has {report.longest})",
         ),
@@ -174,5 +265,35 @@ def _problems(report: PreflightReport, max_length: int) -> tuple[str, ...]:
             f"{report.n_missing_stop} of {n} answers end without a stop token; the chat template must close every turn",
         ),
         (report.n_same_sides > 0, f"{report.n_same_sides} of {n} examples prefer an answer to itself"),
+        (
+            report.n_unknown_tokens > 0,
+            f"{report.n_unknown_tokens} of {n} examples have tokens that the model has no embedding for; the tokenizer "
+            "belongs to another model",
+        ),
+        (_teaches_length(report, limits), _length_sentence(report, limits)),
     )
     return tuple(sentence for applies, sentence in candidates if applies)
+
+
+def _teaches_length(report: PreflightReport, limits: PreflightSettings) -> bool:
+    """Only where it is known: both ends of the interval are on the same side, over the limit."""
+    if limits.max_length_bias is None or report.length_bias_ci is None or report.n_examples < MIN_FOR_BIAS:
+        return False
+    lower, upper = report.length_bias_ci
+    return max(lower, -upper) > limits.max_length_bias
+
+
+def _length_sentence(report: PreflightReport, limits: PreflightSettings) -> str:
+    mean = report.length_bias or 0.0
+    limit = math.exp(limits.max_length_bias or 0.0)
+    n, n_longer = report.n_examples, report.n_chosen_longer
+    return (
+        f"{n_longer} of {n} preferred answers are the longer one, and on average the preferred answer is "
+        f"{math.exp(mean):.2f} times as long as the other ({1 / limit:.2f} to {limit:.2f} are allowed): length is what "
+        "would be learned"
+    )
+
+
+def _n_embeddings(base: str) -> int | None:
+    config = AutoConfig.from_pretrained(base).get_text_config()
+    return int(config.vocab_size) if getattr(config, "vocab_size", None) else None

@@ -127,6 +127,7 @@ ROUTES: tuple[RouteSpec, ...] = (
         ("POST", "/rollouts"),
         ("GET", "/rollouts/{rollout_id}"),
         ("POST", "/rollouts/{rollout_id}/{action}"),
+        ("GET", "/verdict"),
         ("GET", "/models"),
         ("GET", "/models/{name:path}"),
         ("POST", "/models/promote"),

@@ -20,7 +20,7 @@ from pawl.cli.context import (
 )
 from pawl.cli.mining_place import OnOption, mining_place
 from pawl.cli.reviewing import review
-from pawl.cli.selecting import counts_shown, defence_shown, select_mined, select_stored, shown
+from pawl.cli.selecting import counts_shown, defence_shown, select_mined, select_stored, select_thumbs, shown
 from pawl.clock import now
 from pawl.database import open_database, upgrade
 from pawl.errors import NegativeVerdict
@@ -124,11 +124,7 @@ def pairs_export(
 ) -> None:
     """Write the pairs that may be trained on as JSON lines, or as Parquet where the name ends in .parquet."""
     from feedback.export import ExportFormat, count_unfit, write_export
-    from feedback.filters.stored import filter_stored_singles
-    from feedback.mining import unpaired_examples
     from feedback.pair_stream import PairsById
-    from feedback.poisoning.reviews import defend_stored_singles
-    from feedback.similarity.configured import similarity_of
 
     settings = current_settings()
     if layout not in set(ExportFormat):
@@ -137,18 +133,14 @@ def pairs_export(
         alias, is_wanted = chosen_alias(settings, model), layout == ExportFormat.KTO
         selected = select_stored(database, settings, alias)
         found = list(PairsById(database, selected.defended.accepted))
-        near = similarity_of(settings.feedback.similarity) if is_wanted else None
-        singles = unpaired_examples(database, alias, place=place, similarity=near) if is_wanted else ()
-        filtered = filter_stored_singles(database, singles, settings.feedback.filters)
-        defended = defend_stored_singles(database, filtered.kept, settings.feedback.defence, now())
+        singles, left_out = select_thumbs(database, settings, alias, place=place) if is_wanted else ((), {})
     try:
-        n_rows = write_export(out, found, defended.accepted, layout=ExportFormat(layout))
+        n_rows = write_export(out, found, singles, layout=ExportFormat(layout))
     except OSError as exc:
         raise refuse(f"cannot write {out}: {exc.strerror}") from exc
     typer.echo(f"{n_rows} rows in {out}")
-    unfit = count_unfit(found, defended.accepted, layout=ExportFormat(layout))
+    unfit = count_unfit(found, singles, layout=ExportFormat(layout))
     if unfit:
         typer.echo(f"left out, for no chat template can show them: {counts_shown(unfit)}")
-    left_out = {reason.value: n for reason, n in [*filtered.dropped.items(), *defended.counts.items()]}
     if left_out:
         typer.echo(f"single thumbs left out: {counts_shown(left_out)}")

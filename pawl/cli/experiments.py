@@ -1,4 +1,4 @@
-"""`pawl experiment`: what an experiment has shown."""
+"""`pawl experiment`: fixed splits, and what an experiment has shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pawl.cli.context import JsonFlag, chosen_alias, current_database, current_settings, print_json, print_rows
+from pawl.cli.context import (
+    JsonFlag,
+    chosen_alias,
+    current_database,
+    current_settings,
+    operator,
+    print_json,
+    print_rows,
+)
 from pawl.cli.rollouts import current_route
 from pawl.clock import now
 from pawl.database import Database
@@ -19,12 +27,15 @@ from pawl.settings import Settings
 if TYPE_CHECKING:
     from ab_testing.analysis.metrics import Metric
     from ab_testing.analysis.report import Report
-    from feedback.experiment_table import Table
+    from ab_testing.experiment import Variant
+    from ab_testing.experiment_table import Table
 
 SHOWN = (
     "metric", "segment", "treatment", "control_value", "treatment_value", "estimate", "ci_lower", "ci_upper",
     "cs_lower", "cs_upper", "verdict", "notes",
 )  # fmt: skip
+
+ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
 
 experiment = typer.Typer(no_args_is_help=True, help="Experiments: fixed splits and canaries.")
 
@@ -36,13 +47,65 @@ class Segment(StrEnum):
     PHASE = "phase"
 
 
-@experiment.callback()
-def _group() -> None:
-    """Keeps the one command's name."""
-
-
 def register(app: typer.Typer) -> None:
     app.add_typer(experiment, name="experiment")
+
+
+@experiment.command("start")
+def start(
+    key: Annotated[str, typer.Argument(help="Its name, which no other experiment has had.")],
+    variants: Annotated[
+        list[str],
+        typer.Option("--variant", metavar="NAME=MODEL:WEIGHT", help="Two or more; `control` is compared with."),
+    ],
+    model: ModelOption = None,
+) -> None:
+    """Divide an alias's users between models. Weights are on any scale; nobody changes sides while it runs."""
+    from ab_testing.split_orders import start_split
+
+    settings = current_settings()
+    alias = chosen_alias(settings, model)
+    parsed = [parse_variant(text) for text in variants]
+    with current_database(settings) as database:
+        start_split(database, settings, alias, key, parsed, actor=operator(), clock=now)
+    typer.echo(f"{key}: {alias} is split between {', '.join(variant.name for variant in parsed)}")
+
+
+@experiment.command("stop")
+def stop(
+    key: Annotated[str | None, typer.Argument(help="Which; whatever runs without it.")] = None,
+    model: ModelOption = None,
+) -> None:
+    """End a fixed split: everybody gets the champion again."""
+    from ab_testing.split_orders import stop_split
+
+    settings = current_settings()
+    alias = chosen_alias(settings, model)
+    with current_database(settings) as database:
+        before = stop_split(database, alias, key, actor=operator(), clock=now)
+    ended = before.experiment.key if before.experiment else ""
+    typer.echo(f"{ended}: {alias} answers with {before.champion} again")
+
+
+def parse_variant(text: str) -> Variant:
+    """
+    >>> parse_variant("treatment=base--r0001-1a2b3c4d:0.5").weight
+    0.5
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    from ab_testing.experiment import Variant
+
+    name, _, rest = text.partition("=")
+    model, _, weight = rest.rpartition(":")
+    try:
+        share = float(weight)
+    except ValueError:
+        share = -1.0
+    if not name or not model or share < 0:
+        raise ConfigurationError(f"--variant {text!r} must read NAME=MODEL:WEIGHT, the weight a number >= 0")
+    return Variant(name, model, share)
 
 
 @experiment.command("report")
@@ -50,7 +113,7 @@ def report(
     key: Annotated[
         str | None, typer.Argument(metavar="EXPERIMENT", help="A rollout's id or a split's key, else what runs now.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model alias.")] = None,
+    model: ModelOption = None,
     control: Annotated[str, typer.Option("--control", help="The variant to compare with.")] = "control",
     by: Annotated[Segment | None, typer.Option("--by", help="Also each part of the users on its own.")] = None,
     return_days: Annotated[
@@ -61,8 +124,8 @@ def report(
 ) -> None:
     """Every metric's effect with its interval. It informs: canaries are decided by evidence of their own."""
     from ab_testing.built_in_metrics import built_in
+    from ab_testing.experiment_table import read_experiment, users_of
     from ab_testing.report_page import page
-    from feedback.experiment_table import read_experiment, users_of
 
     settings = current_settings()
     with current_database(settings) as database:

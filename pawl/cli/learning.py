@@ -1,11 +1,12 @@
-"""`pawl retrain | gate | models`: what is learned and what becomes of it."""
+"""`pawl retrain`: what is learned and what becomes of it."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,34 +19,38 @@ from pawl.cli.context import (
     chosen_alias,
     current_database,
     current_settings,
-    operator,
     print_fields,
     print_rows,
 )
+from pawl.cli.due_rounds import answered, decide_now
 from pawl.cli.mining_place import mining_place
-from pawl.cli.selecting import counts_shown, select_mined, select_stored
+from pawl.cli.selecting import select_mined, select_stored, select_thumbs
 from pawl.clock import now
 from pawl.database import Database
 from pawl.errors import NegativeVerdict
-from pawl.registry import Model, get_model, get_run, lineage, list_models, list_runs, retire_model, unfinished_run
-from pawl.settings import Settings
+from pawl.registry import Run, get_run, lineage, list_runs
+from pawl.round_checks import add_check, count_skips, newest_check
+from pawl.round_due import Code, Decision
+from pawl.schedule import next_moment
+from pawl.settings import RetrainSettings, Settings
 
 if TYPE_CHECKING:
+    from feedback.pairs import UnpairedExample
     from monitoring.scoring import ScoreToxicity
-    from retrain.pipeline import Forget, OpenCanary
+    from retrain.pipeline import Forget, OpenCanary, RoundOptions, RunOutcome
+    from retrain.progress import Report
 
 log = structlog.get_logger()
-ForceOption = Annotated[bool, typer.Option("--force", help="Even a version that the gate rejected.")]
+MomentOption = Annotated[
+    float | None, typer.Option("--moment", hidden=True, help="The moment of the schedule that this answers to.")
+]
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
 
 retrain = typer.Typer(no_args_is_help=True, help="Retraining rounds.")
-models = typer.Typer(no_args_is_help=True, help="Model versions.")
 
 
 def register(app: typer.Typer) -> None:
     app.add_typer(retrain, name="retrain")
-    app.add_typer(models, name="models")
-    app.command()(gate)
 
 
 @retrain.command("run")
@@ -56,58 +61,142 @@ def retrain_run(
         str | None, typer.Option("--cycle", help="What the round is for; else the unfinished one, or this week.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Train on fewer pairs than retrain.min_pairs.")] = False,
+    moment: MomentOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Mine, train, judge, publish, open the canary. Running it again resumes where it was; one process at a time."""
-    from feedback.erasure_files import mark_late_models
-    from feedback.mining import mine_alias
-    from feedback.pair_stream import PairsById
-    from feedback.retention import kept_since
-    from feedback.similarity.configured import similarity_of
     from retrain.progress import reporting
 
     settings = current_settings(quiet_logs=False)
+    if settings.retrain.distributed.node_rank:
+        join_training(settings)
+        return
     alias = chosen_alias(settings, model)
-    lease, ttl_s = f"retrain/{alias}", settings.worker.lease_s
+    lease, ttl_s = retrain_lease(alias), settings.worker.lease_s
     with (
-        current_database(settings) as database,
-        leases.held(database, lease, leases.this_process(), ttl_s=ttl_s, clock=now) as epoch,
+        current_database(settings) as shared,
+        leases.held(shared, lease, leases.this_process(), ttl_s=ttl_s, clock=now, patience_s=2 * ttl_s) as epoch,
         reporting(sys.stderr) as report,
     ):
-        at = now()
-        since = kept_since(settings.retention.pairs_days, at)
-        least, near = settings.feedback.judge.min_margin, similarity_of(settings.feedback.similarity)
-        with mining_place(settings) as place:
-            mined = mine_alias(database, alias, at, since=since, min_judged_margin=least, place=place, similarity=near)
-            found = select_mined(database, settings, alias, place=place) if if_due else None
-        reason = why_not_due(database, settings, alias, len(found.new), found.left_out) if found else None
-        if reason:
-            print_not_due(reason, as_json=as_json)
+        database = leases.FencedDatabase(shared, lease, epoch)
+        said = answered(database, alias, moment) if moment is not None else None
+        if said is not None:
+            print_not_due(f"this moment of the schedule has its answer: {said}", as_json=as_json)
             return
-        from retrain.pipeline import (
-            RoundInputs,
-            RoundOptions,
-            run_round,
-        )  # Loads torch: not to find that nothing is due.
-
-        score_toxicity = toxicity_scorer(settings)
-        selected = select_mined(database, settings, alias, score_toxicity)
-        inputs = RoundInputs(
-            new=PairsById(database, selected.new),
-            earlier=PairsById(database, selected.earlier),
-            score_toxicity=score_toxicity,
-            open_canary=canary_opener(database, settings, alias),
-            skipped=Counter(mined.skipped) + selected.left_out,
-            forget=forgetter(settings, database),
-            report=report,
-            epoch=epoch,
-        )
-        outcome = run_round(database, settings, alias, inputs, RoundOptions(cycle=cycle, force=force))
-        mark_late_models(database, settings.retrain.runs_dir, now())
-    shown = {"run": outcome.run_id, "status": outcome.status.value, "model": outcome.model, "reason": outcome.reason}
-    print_fields(shown | {"rollout": outcome.rollout_id}, as_json=as_json)
+        mined, decision = mine_and_decide(database, settings, alias, if_due=if_due)
+        if decision is not None:
+            add_check(database, alias, decision, at=now(), moment=moment)
+            if not decision.is_due:
+                print_not_due(decision.reason, as_json=as_json)
+                return
+        options = options_for(database, alias, decision, cycle, force=force)
+        outcome = train_and_judge(database, settings, alias, mined, options, report)
+    print_outcome(outcome, as_json=as_json)
     if outcome.status.value in ("failed", "cannot_tell"):
         raise NegativeVerdict(f"run {outcome.run_id}: {outcome.reason}")
+
+
+def join_training(settings: Settings) -> None:
+    """On a node that is not the first: lend its processes to the round that runs there, for one training."""
+    from retrain.distributed import join
+
+    join(settings.retrain.distributed, settings.state_dir / "joined")
+    typer.echo("trained with the first node")
+
+
+def retrain_lease(alias: str) -> str:
+    """The name of the lease of whoever works on an alias's rounds."""
+    return f"retrain/{alias}"
+
+
+def mine_and_decide(
+    database: Database, settings: Settings, alias: str, *, if_due: bool
+) -> tuple[Counter[str], Decision | None]:
+    """What gave no pair, by reason; and, if asked, whether there is enough for a round."""
+    from feedback.mining import mine_alias
+    from feedback.retention import kept_since
+    from feedback.similarity.configured import similarity_of
+
+    at = now()
+    since = kept_since(settings.retention.pairs_days, at)
+    least, near = settings.feedback.judge.min_margin, similarity_of(settings.feedback.similarity)
+    with mining_place(settings) as place:
+        mined = mine_alias(database, alias, at, since=since, min_judged_margin=least, place=place, similarity=near)
+        found = select_mined(database, settings, alias, place=place) if if_due else None
+    decision = decide_now(database, settings, alias, len(found.new), found.left_out) if found else None
+    return Counter(mined.skipped), decision
+
+
+def options_for(
+    database: Database, alias: str, decision: Decision | None, cycle: str | None, *, force: bool
+) -> RoundOptions:
+    """An alarm waives most of the pairs; the run remembers why it was due."""
+    from retrain.pipeline import RoundOptions  # Loads torch: not to find that nothing is due.
+
+    if decision is None or decision.code == Code.UNFINISHED:
+        return RoundOptions(cycle=cycle, force=force)
+    unused = cycle or next_cycle(database, alias, now())
+    return RoundOptions(cycle=unused, force=force or decision.code == Code.ALARM, note=f"due: {decision.reason}")
+
+
+def next_cycle(database: Database, alias: str, at: float) -> str:
+    """This week; or, when it has had its round and another is due all the same, this week's second, third, ..."""
+    from retrain.pipeline import iso_week
+
+    week, used = iso_week(at), {run.cycle for run in list_runs(database, alias)}
+    names = (week, *(f"{week}.{number}" for number in range(2, len(used) + 3)))
+    return next(name for name in names if name not in used)
+
+
+def train_and_judge(
+    database: Database,
+    settings: Settings,
+    alias: str,
+    unmined: Counter[str],
+    options: RoundOptions,
+    report: Report,
+) -> RunOutcome:
+    """The round itself.
+
+    Args:
+        database: fenced by the round's lease.
+        unmined: what gave no pair, by reason.
+    """
+    from feedback.erasure_files import mark_late_models
+    from feedback.pair_stream import PairsById
+    from feedback.tombstone_store import has_any
+    from retrain.pipeline import RoundInputs, run_round
+
+    score_toxicity = toxicity_scorer(settings)
+    selected = select_mined(database, settings, alias, score_toxicity)
+    inputs = RoundInputs(
+        new=PairsById(database, selected.new),
+        earlier=PairsById(database, selected.earlier),
+        score_toxicity=score_toxicity,
+        open_canary=canary_opener(database, settings, alias),
+        unpaired=thumbs_to_learn_from(database, settings, alias),
+        skipped=unmined + selected.left_out,
+        forget=forgetter(settings, database),
+        may_be_erased=lambda: has_any(database),
+        report=report,
+        epoch=database.epoch if isinstance(database, leases.FencedDatabase) else 0,
+    )
+    outcome = run_round(database, settings, alias, inputs, options)
+    mark_late_models(database, settings.retrain.runs_dir, now())
+    return outcome
+
+
+def thumbs_to_learn_from(database: Database, settings: Settings, alias: str) -> Sequence[UnpairedExample]:
+    """None unless the objective learns from single thumbs: to find them the whole history is walked through."""
+    if settings.retrain.training.objective != "kto":
+        return ()
+    with mining_place(settings) as place:
+        return select_thumbs(database, settings, alias, place=place)[0]
+
+
+def print_outcome(outcome: RunOutcome, *, as_json: bool) -> None:
+    shown = {"run": outcome.run_id, "status": outcome.status.value, "model": outcome.model, "reason": outcome.reason}
+    print_fields(shown | {"rollout": outcome.rollout_id}, as_json=as_json)
 
 
 def print_not_due(reason: str, *, as_json: bool) -> None:
@@ -116,28 +205,6 @@ def print_not_due(reason: str, *, as_json: bool) -> None:
         print_fields({"run": None, "status": "not_due", "reason": reason}, as_json=True)
     else:
         typer.echo(f"not due: {reason}")
-
-
-def why_not_due(
-    database: Database, settings: Settings, alias: str, n_new: int, left_out: Mapping[str, int]
-) -> str | None:
-    """Why no round should start now; None when one should.
-
-    Args:
-        left_out: pairs that are not trained on, by reason: without them "0 new pairs" would be a riddle.
-    """
-    if unfinished_run(database, alias):
-        return None
-    if n_new < settings.retrain.min_pairs:
-        others = f"; left out: {counts_shown(left_out)}" if left_out else ""
-        return f"{n_new} new pairs, retrain.min_pairs is {settings.retrain.min_pairs}{others}"
-    last = max((run.created_at for run in list_runs(database, alias)), default=0.0)
-    hours = (now() - last) / 3600
-    if hours < settings.retrain.interval_hours:
-        return (
-            f"the last round was {hours:.1f} hours ago, retrain.interval_hours is {settings.retrain.interval_hours:g}"
-        )
-    return None
 
 
 def toxicity_scorer(settings: Settings) -> ScoreToxicity | None:
@@ -157,6 +224,7 @@ def canary_opener(database: Database, settings: Settings, alias: str) -> OpenCan
     """What a passed gate calls to open the canary; None when `rollout.auto_start` is off."""
     from ab_testing.rollout_orders import open_rollout
     from ab_testing.rollout_store import newest_rollout, running_rollout
+    from ab_testing.route_store import load_route
     from retrain.errors import CanaryTaken
 
     if not settings.rollout.auto_start:
@@ -167,6 +235,10 @@ def canary_opener(database: Database, settings: Settings, alias: str) -> OpenCan
             return opened.id
         if (running := running_rollout(database, alias)) is not None:
             raise CanaryTaken(f"{alias} has a running rollout: {running.id}; promote {candidate} when it is over")
+        route = load_route(database, alias)
+        if route is not None and route.experiment is not None:
+            split = route.experiment.key
+            raise CanaryTaken(f"{alias} is split by the experiment {split}; promote {candidate} when it has ended")
         return open_rollout(database, settings, alias, candidate, actor="retrain", clock=now)
 
     return open_canary
@@ -186,96 +258,90 @@ def forgetter(settings: Settings, database: Database) -> Forget:
 
 @retrain.command("status")
 def retrain_status(model: ModelOption = None, as_json: JsonFlag = False) -> None:
-    """The newest run, and whether another is due, by the pairs that the last mining stored."""
+    """What runs now, when the next round is due, and why not yet, by the pairs that the last mining stored."""
     settings = current_settings()
     alias = chosen_alias(settings, model)
     with current_database(settings) as database:
-        selected = select_stored(database, settings, alias)
-        newest = next(iter(sorted(list_runs(database, alias), key=lambda run: -run.created_at)), None)
-        n_new, left_out = len(selected.new), selected.left_out
-        reason = why_not_due(database, settings, alias, n_new, left_out)
-    fields: dict[str, Any] = {"alias": alias, "new_pairs": n_new, "left_out": dict(left_out)}
-    fields |= {"due": reason is None, "why_not_due": reason}
-    fields |= {"run": newest.id, "status": newest.status.value, "step": newest.step} if newest else {"run": None}
-    run_left_out = newest.detail.get("left_out", {}) if newest else {}
-    fields |= {"run_left_out": {name: n for name, n in run_left_out.items() if n}}
+        fields = status_of(database, settings, alias)
     print_fields(fields, as_json=as_json)
+
+
+def status_of(database: Database, settings: Settings, alias: str) -> dict[str, Any]:
+    """How retraining of an alias stands."""
+    selected = select_stored(database, settings, alias)
+    newest = next(iter(list_runs(database, alias)), None)
+    decision = decide_now(database, settings, alias, len(selected.new), selected.left_out)
+    fields: dict[str, Any] = {"alias": alias, "working": leases.holding(database, retrain_lease(alias), now())}
+    fields |= {"new_pairs": len(selected.new), "left_out": dict(selected.left_out)}
+    fields |= {"due": decision.is_due, "why_due": decision.reason if decision.is_due else None}
+    fields |= {"why_not_due": None if decision.is_due else decision.reason}
+    fields |= {"next_scheduled": next_scheduled(settings.retrain, now())}
+    fields |= {"run": newest.id, "status": newest.status.value, "step": newest.step} if newest else {"run": None}
+    left_out = newest.detail.get("left_out", {}) if newest else {}
+    fields |= {"run_left_out": {name: n for name, n in left_out.items() if n}}
+    checked = newest_check(database, alias)
+    said = {"at": moment_shown(checked.at), "due": checked.is_due, "reason": checked.reason} if checked else None
+    return fields | {"last_check": said, "skips": dict(count_skips(database, alias))}
+
+
+def next_scheduled(settings: RetrainSettings, at: float) -> str | None:
+    """When the worker looks next whether a round is due; None where no schedule is set."""
+    if settings.schedule is None:
+        return None
+    return moment_shown(next_moment(settings.schedule, settings.time_zone, at))
+
+
+def moment_shown(at: float) -> str:
+    """
+    >>> moment_shown(0.0)
+    '1970-01-01T00:00:00+00:00'
+    """
+    return datetime.fromtimestamp(round(at), UTC).isoformat()
 
 
 @retrain.command("list")
 def retrain_list(model: ModelOption = None, as_json: JsonFlag = False) -> None:
     """All runs, the newest first."""
     with current_database(current_settings()) as database:
-        found = sorted(list_runs(database, model), key=lambda run: -run.created_at)
-    rows = [asdict(run) | {"status": run.status.value} for run in found]
-    print_rows(rows, as_json=as_json, columns=("id", "alias", "cycle", "status", "step"))
+        found = list_runs(database, model)
+    rows = [
+        asdict(run)
+        | {"status": run.status.value, "model": run.detail.get("model"), "started": moment_shown(run.created_at)}
+        for run in found
+    ]
+    print_rows(rows, as_json=as_json, columns=("id", "alias", "cycle", "status", "step", "model", "started"))
 
 
 @retrain.command("explain")
 def retrain_explain(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: JsonFlag = False) -> None:
-    """Everything recorded about one run."""
+    """What each step of a run did, what the gate said, and where its model comes from. All that is recorded as JSON."""
     with current_database(current_settings()) as database:
         run = get_run(database, run_id)
-    print_fields(asdict(run) | {"status": run.status.value}, as_json=as_json)
+        told = explained(database, run)
+    print_fields((asdict(run) if as_json else {}) | told, as_json=as_json)
 
 
-def gate(run_id: Annotated[str, typer.Argument(metavar="RUN")], as_json: JsonFlag = False) -> None:
-    """What the gate said about a run's candidate, check by check; exit code 1 unless it passed."""
-    with current_database(current_settings()) as database:
-        run = get_run(database, run_id)
-    report = run.detail.get("gate")
-    if report is None:
-        raise NegativeVerdict(f"run {run_id} has not reached the gate: it is {run.status.value} at {run.step}")
-    if as_json:
-        print_fields(report, as_json=True)
-    else:
-        typer.echo(f"{report['verdict']}")
-        for check in report["checks"]:
-            typer.echo(f"  {check['verdict']:<12}{check['reason']}")
-    if report["verdict"] != "pass":
-        raise NegativeVerdict(f"run {run_id}: the gate says {report['verdict']}")
+def explained(database: Database, run: Run) -> dict[str, Any]:
+    """A run for people."""
+    detail, at_work = run.detail, leases.holding(database, retrain_lease(run.alias), now())
+    told: dict[str, Any] = {"id": run.id, "alias": run.alias, "cycle": run.cycle, "status": run.status.value}
+    told |= {"step": run.step, "working": None if run.status.is_final else at_work}
+    told |= {"started": moment_shown(run.created_at), "changed": moment_shown(run.updated_at)}
+    told |= {name: detail[name] for name in ("note", "reason", "error") if detail.get(name)}
+    told["steps"] = [
+        {"step": name, "did": done.get("did", ""), "seconds": done.get("seconds")}
+        for name, done in sorted(detail.get("steps", {}).items(), key=lambda item: float(item[1].get("at", 0.0)))
+    ]
+    checks = (detail.get("gate") or {}).get("checks", ())
+    told["checks"] = {check["name"]: f"{check['verdict']}: {check['reason']}" for check in checks}
+    told["lineage"] = line_of(database, detail.get("model"), detail.get("parent"))
+    return told
 
 
-@models.command("list")
-def models_list(model: ModelOption = None, as_json: JsonFlag = False) -> None:
-    """Registered model versions."""
-    settings = current_settings()
-    with current_database(settings) as database:
-        aliases = [model] if model else list(settings.serving.models)
-        rows = [listed(model) for alias in aliases for model in list_models(database, alias)]
-    print_rows(rows, as_json=as_json, columns=("name", "alias", "state", "parent", "run_id", "erased"))
-
-
-def listed(model: Model) -> dict[str, Any]:
-    """As the list shows it, with whether pairs it learned from have been erased since."""
-    erased = model.manifest.get("erased")
-    learned = None if not erased else f"{erased['pairs']} pairs" if erased["pairs"] else f"through {erased['through']}"
-    return asdict(model) | {"state": model.state.value, "erased": learned}
-
-
-@models.command("show")
-def models_show(name: str, as_json: JsonFlag = False) -> None:
-    """One version and its line of descent."""
-    with current_database(current_settings()) as database:
-        found = get_model(database, name)
-        line = [ancestor.name for ancestor in lineage(database, name)]
-    print_fields(asdict(found) | {"state": found.state.value, "lineage": line}, as_json=as_json)
-
-
-@models.command("promote")
-def models_promote(name: str, force: ForceOption = False) -> None:
-    """Open a canary for a registered version: it becomes the champion if its users are no worse off."""
-    from ab_testing.rollout_orders import open_rollout
-
-    settings = current_settings()
-    with current_database(settings) as database:
-        alias = chosen_alias(settings, get_model(database, name).alias)
-        typer.echo(open_rollout(database, settings, alias, name, actor=operator(), clock=now, is_forced=force))
-
-
-@models.command("retire")
-def models_retire(name: str) -> None:
-    """Take a version out of consideration. The champion cannot be retired: promote another first."""
-    with current_database(current_settings()) as database:
-        retire_model(database, name, now=now(), actor=operator())
-    typer.echo(f"{name} retired")
+def line_of(database: Database, model: str | None, parent: str | None) -> list[str]:
+    """A run's model and its ancestors, the youngest first; the base, which need not be registered, last."""
+    if model is None:
+        return [parent] if parent else []
+    line = lineage(database, model)
+    last = line[-1].parent or line[-1].base
+    return [ancestor.name for ancestor in line] + ([last] if last not in {one.name for one in line} else [])

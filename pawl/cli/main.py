@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import typer
 
 from ab_testing.errors import ABTestingError
-from pawl.cli import data, doctor, erase, experiments, keys, learning, rollouts, servers
+from pawl.cli import data, doctor, erase, experiments, gating, keys, learning, models, rollouts, servers, training
 from pawl.cli.context import remember_config
 from pawl.errors import ConfigurationError, PawlError, Unreachable
 
@@ -27,6 +27,9 @@ data.register(app)
 erase.register(app)
 keys.register(app)
 learning.register(app)
+training.register(learning.retrain)
+gating.register(app)
+models.register(app)
 rollouts.register(app)
 experiments.register(app)
 doctor.register(app)

@@ -15,6 +15,7 @@ from pawl.cli.context import (
     model_settings,
     operator,
     print_fields,
+    print_json,
     print_rows,
 )
 from pawl.clock import now
@@ -25,6 +26,7 @@ from pawl.settings import Settings
 if TYPE_CHECKING:
     from ab_testing.controller import Action
     from ab_testing.experiment import Route
+    from ab_testing.replay import Replayed
     from ab_testing.rollout_store import DecisionRecord
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
@@ -106,6 +108,43 @@ def explain(
     typer.echo(f"{found[0].id}: {found[0].candidate} against {found[0].champion}: {found[0].state.status}")
     for record in records:
         typer.echo(f"  {decision_line(record)}")
+
+
+@rollout.command("replay")
+def replay_rollout(
+    rollout_id: Annotated[str | None, typer.Argument(metavar="ROLLOUT")] = None,
+    model: ModelOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make every decision again from its recorded inputs; exit code 1 if one comes out otherwise."""
+    from ab_testing.replay import Inputs, replay
+    from ab_testing.rollout_store import CONTROLLER, decision_inputs, get_rollout, list_decisions, list_rollouts
+
+    with current_database(current_settings()) as database:
+        found = [get_rollout(database, rollout_id)] if rollout_id else list_rollouts(database, model)[:1]
+        if not found:
+            raise NegativeVerdict("there is no rollout yet")
+        records, given = list_decisions(database, found[0].id), decision_inputs(database, found[0].id)
+    if any(record.actor == CONTROLLER and record.id not in given for record in records):
+        raise NegativeVerdict(f"{found[0].id} has decisions from before their inputs were kept; it cannot be replayed")
+    inputs = {key: Inputs.from_json(value) for key, value in given.items()}
+    remade = list(replay(found[0], [(record, inputs.get(record.id)) for record in records]))
+    rows = [replayed_row(one) for one in remade]
+    ends_alike = not remade or remade[-1].state == found[0].state
+    if as_json:
+        print_json({"rollout": found[0].id, "ends_alike": ends_alike, "decisions": rows})
+    else:
+        for one in remade:
+            typer.echo(f"{'differs' if one.differences else 'same':<8}{decision_line(one.record)}")
+    if not ends_alike or any(one.differences for one in remade):
+        changed = sum(bool(one.differences) for one in remade)
+        raise NegativeVerdict(f"{found[0].id}: {changed} of {len(remade)} decisions come out otherwise now")
+
+
+def replayed_row(one: Replayed) -> dict[str, object]:
+    """For programs."""
+    again = one.again.to_json()
+    return {"id": one.record.id, "at": one.record.at, "differences": list(one.differences), "again": again}
 
 
 def decision_line(record: DecisionRecord) -> str:

@@ -13,6 +13,7 @@ from pawl.settings import Settings
 
 if TYPE_CHECKING:
     from feedback.filters.filtering import Sifted
+    from feedback.pairs import UnpairedExample
     from feedback.part_work import Workplace
     from feedback.poisoning.defence import Judged
     from feedback.selection import Selected
@@ -63,6 +64,23 @@ def select_mined(
     held = {pair_id: reason.value for pair_id, reason in selected.defended.quarantined.items()}
     save_quarantine(database, alias, held, at)
     return selected
+
+
+def select_thumbs(
+    database: Database, settings: Settings, alias: str, *, place: Workplace | None = None
+) -> tuple[Sequence[UnpairedExample], Mapping[str, int]]:
+    """The single thumbs that may be trained on, and how many may not, by reason."""
+    from feedback.filters.stored import filter_stored_singles
+    from feedback.mining import unpaired_examples
+    from feedback.poisoning.reviews import defend_stored_singles
+    from feedback.similarity.configured import similarity_of
+
+    near = similarity_of(settings.feedback.similarity)
+    singles = unpaired_examples(database, alias, place=place, similarity=near)
+    filtered = filter_stored_singles(database, singles, settings.feedback.filters)
+    defended = defend_stored_singles(database, filtered.kept, settings.feedback.defence, now())
+    left_out = {reason.value: n for reason, n in [*filtered.dropped.items(), *defended.counts.items()]}
+    return defended.accepted, left_out
 
 
 def _select(

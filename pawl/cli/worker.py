@@ -6,8 +6,8 @@ import json
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -17,7 +17,7 @@ import structlog
 from prometheus_client import Counter as Series
 
 from ab_testing.canary_state import Status
-from ab_testing.rollout_orders import controller_of, end_rollout
+from ab_testing.rollout_orders import controller_of
 from ab_testing.rollout_store import Rollout, count_rollbacks, newest_rollout
 from feedback.erasure_run import LEASE
 from feedback.retention import Limits, prune
@@ -33,6 +33,7 @@ from monitoring.metrics import (
     PAIRS_REJECTED,
     RETRAIN_LAST_SUCCESS,
     RETRAIN_RUNS,
+    RETRAIN_SKIPS,
     ROLLBACKS,
     ROLLOUT_STATE,
 )
@@ -40,20 +41,22 @@ from monitoring.score_api import Score, ScoreServer, SharedScorer
 from monitoring.scoring import ScoringDuty
 from monitoring.toxicity import limit_threads, load_scorer
 from pawl import leases, registry
+from pawl.cli.adapter_keeper import KEEP_S, AdapterKeeper
 from pawl.cli.erasing import eraser_of
+from pawl.cli.scheduled_rounds import ScheduledRounds
 from pawl.clock import now
 from pawl.database import Database
-from pawl.engines import Engine, reconcile
 from pawl.errors import ConfigurationError, PawlError
-from pawl.registry import ModelState, RunStatus
+from pawl.registry import RunStatus
+from pawl.round_checks import count_skips
 from pawl.secrets import signing_secret
 from pawl.settings import ScoringSettings, Settings
 
 log = structlog.get_logger()
 
-RECONCILE_S = 10.0
 SCORER_RETRY_S = 60.0
 METRICS_S = 5.0
+SCHEDULE_S = 15.0
 ERASURES_S = 30.0
 ERASURE_LEASE_S = 60.0
 
@@ -66,10 +69,12 @@ class Worker:
         self._database = database
         self._holder = leases.this_process()
         self._is_stopping = threading.Event()
-        self._controller = controller_of(database, now)
+        self._adapters = AdapterKeeper(settings, database, self._holder, now)
         self._scorer: SharedScorer | None = None
         self._scoring: ScoringDuty | None = None
+        self._rounds = ScheduledRounds(settings.retrain, database, now)
         self._runs_seen: Counter[str] = Counter()
+        self._skips_seen: Counter[str] = Counter()
         self._pairs_seen: Counter[str] = Counter()
         self._rejected_seen: Counter[str] = Counter()
         self._rollbacks_seen: Counter[str] = Counter()
@@ -92,8 +97,9 @@ class Worker:
         duties = [
             self._every(settings.poll_s, "scoring", self.score),
             self._every(self._settings.rollout.tick_s, "rollouts", self.tick_rollouts),
-            self._every(RECONCILE_S, "adapters", self.reload_adapters),
+            self._every(KEEP_S, "adapters", self.reload_adapters),
             self._every(METRICS_S, "metrics", self.show_learning),
+            self._every(SCHEDULE_S, "schedule", self.start_rounds),
             self._every(ERASURES_S, "erasures", self.finish_erasures),
             self._every(self._settings.retention.every_s, "retention", self.prune),
         ]
@@ -101,6 +107,7 @@ class Worker:
         for duty in duties:
             duty.start()
         self._is_stopping.wait()
+        self._rounds.stop()
         for duty in duties:
             duty.join(10)
         self._release_leases()
@@ -141,14 +148,27 @@ class Worker:
             with surviving("rollouts", alias=alias):
                 epoch = leases.acquire(self._database, f"rollout/{alias}", self._holder, ttl_s=ttl_s, now=now())
                 if epoch is not None:
-                    self._controller.tick(alias, epoch=epoch)
+                    fenced = leases.FencedDatabase(self._database, f"rollout/{alias}", epoch)
+                    controller_of(fenced, now).tick(alias, epoch=epoch)
 
     def reload_adapters(self) -> None:
         """Every engine has every adapter that may be asked for; vLLM forgets them when it restarts."""
-        for alias, model in self._settings.serving.models.items():
+        if not self._adapters.has_duty():
+            return
+        desired = {}
+        for alias in self._settings.serving.models:
             with surviving("adapters", alias=alias):
-                settle_ended(self._database, alias)
-                reload_missing(model.engines, wanted_adapters(self._database, alias))
+                self._adapters.settle(alias)
+                desired[alias] = self._adapters.desired(alias)
+        self._adapters.keep(desired)
+
+    def start_rounds(self) -> None:
+        """Retraining by the clock, where `retrain.schedule` is set."""
+        if self._settings.retrain.schedule is None:
+            return
+        for alias in retrained(self._settings):
+            with surviving("schedule", alias=alias):
+                self._rounds.look(alias)
 
     def finish_erasures(self) -> None:
         """Erasures whose process was killed, and those that a restored backup has undone."""
@@ -186,6 +206,7 @@ class Worker:
                 GATE_VERDICTS.labels(verdict=VERDICTS[status]).inc(n)
         self._runs_seen = counts
         RETRAIN_LAST_SUCCESS.set(max((run.updated_at for run in runs if run.status == RunStatus.PASSED), default=0.0))
+        grow(RETRAIN_SKIPS, self._skips_seen, count_skips(self._database))
         grow(PAIRS, self._pairs_seen, count_pairs(self._database))
         grow(PAIRS_REJECTED, self._rejected_seen, rejected_pairs(runs))
         grow(ROLLBACKS, self._rollbacks_seen, count_rollbacks(self._database))
@@ -202,8 +223,14 @@ class Worker:
             for alias in self._settings.serving.models:
                 leases.release(self._database, f"rollout/{alias}", self._holder)
             leases.release(self._database, "retention", self._holder)
+            self._adapters.release()
         except sa.exc.SQLAlchemyError as exc:
             log.warning("leases_kept", reason=type(exc).__name__)
+
+
+def retrained(settings: Settings) -> list[str]:
+    """The aliases that the schedule is for: the one that is named, else all."""
+    return [settings.retrain.alias] if settings.retrain.alias else list(settings.serving.models)
 
 
 VERDICTS = {"passed": "pass", "failed": "fail", "cannot_tell": "cannot_tell"}
@@ -263,27 +290,6 @@ def load_lexicon(path: Path | None) -> HarmLexicon:
         raise ConfigurationError(f"worker.scoring.harmful_patterns {path}: {exc}") from exc
 
 
-def wanted_adapters(database: Database, alias: str) -> dict[str, Path]:
-    """Adapters that may be asked for: the champion, the challenger, and the last champion, kept for a way back."""
-    promotion = newest_rollout(database, alias, status="promoted")
-    last = promotion.champion if promotion else None
-    serving = (ModelState.CHAMPION, ModelState.CHALLENGER)
-    models = registry.list_models(database, alias)
-    return {m.name: Path(m.path) for m in models if m.path and (m.state in serving or m.name == last)}
-
-
-def reload_missing(urls: Sequence[str], wanted: Mapping[str, Path]) -> None:
-    """Load into these engines what they have forgotten."""
-    if not wanted:
-        return
-    with ExitStack() as stack:
-        done = reconcile([stack.enter_context(closing(Engine(url))) for url in urls], wanted)
-    for url, name in done.loaded:
-        log.info("adapter_reloaded", engine=url, name=name)
-    for failure in done.failures:
-        log.warning("adapter_missing", engine=failure.engine, name=failure.name, reason=failure.reason)
-
-
 def grow(series: Series, seen: Counter[str], totals: Counter[str]) -> None:
     """Raise a series with one label to the totals, as far as they are over what was seen before."""
     for label, n in (totals - seen).items():
@@ -295,15 +301,6 @@ def rejected_pairs(runs: Iterable[registry.Run]) -> Counter[str]:
     """What gave no pair, by reason, in the mining of each alias's newest run."""
     newest = {run.alias: run for run in sorted(runs, key=lambda run: run.created_at) if "skipped" in run.detail}
     return sum((Counter(run.detail["skipped"]) for run in newest.values()), Counter())
-
-
-def settle_ended(database: Database, alias: str) -> None:
-    """Finish what a worker that died between a rollout's end and the registry left undone."""
-    rollout = newest_rollout(database, alias)
-    if rollout is None or not rollout.state.is_final:
-        return
-    if registry.get_model(database, rollout.candidate).state == ModelState.CHALLENGER:
-        end_rollout(database, rollout, now=now())
 
 
 def show_rollout(rollout: Rollout) -> None:

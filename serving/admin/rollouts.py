@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from pydantic import BaseModel, StringConstraints
 
+from ab_testing.canary import weight_of
 from ab_testing.controller import Action
 from ab_testing.rollout_orders import carry_out, describe_rollout, explain_rollout, open_rollout
-from ab_testing.rollout_store import Rollout, get_rollout, list_rollouts
+from ab_testing.rollout_store import Rollout, get_rollout, list_decisions, list_rollouts
 from pawl.database import Database
 from pawl.errors import ConfigurationError, NegativeVerdict
 from pawl.registry import get_model
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 ORDERS: dict[str, Action] = {"advance": "advance", "hold": "hold", "resume": "resume", "rollback": "roll_back"}
 """What a person may order of a rollout, and what the controller calls it."""
 
+RolloutId = Annotated[str | None, Query(description="The rollout's id; else the newest.", max_length=64)]
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 
 
@@ -82,6 +84,19 @@ class Order(Closed):
     reason: Reason
 
 
+class VerdictView(BaseModel):
+    """How a rollout stands, for programs that wait for it."""
+
+    rollout: str
+    candidate: str
+    status: str
+    weight: float
+    value: float
+    """1 when the candidate has won, -1 when it was rolled back or given up, 0 as long as nobody knows."""
+    reason: str
+    """Of the newest decision; empty before the first."""
+
+
 class Started(BaseModel):
     """The rollout that began."""
 
@@ -107,6 +122,11 @@ def add_rollouts(app: FastAPI, gateway: Gateway) -> None:
         """One rollout with every decision."""
         return as_json(await administered(explained, gateway.database, rollout_id))
 
+    @app.get(f"{ADMIN}/verdict", tags=[TAG], response_model=VerdictView)
+    async def verdict(model: OfAlias = None, rollout: RolloutId = None) -> Response:
+        """How a rollout stands, or the newest one of a model: a metric for Argo Rollouts and its like."""
+        return as_json(await administered(verdict_of, gateway.database, model, rollout))
+
     @app.post(f"{ADMIN}/rollouts/{{rollout_id}}/{{action}}", tags=[TAG], response_model=RolloutView)
     async def lead(
         rollout_id: PathName, action: Literal["advance", "hold", "resume", "rollback"], body: Order, request: Request
@@ -126,6 +146,27 @@ def known_rollout(database: Database, rollout_id: str) -> Rollout:
         return get_rollout(database, rollout_id)
     except NegativeVerdict as exc:
         raise NotFound(str(exc), param="rollout_id", code="not_found") from exc
+
+
+def verdict_of(database: Database, model: str | None, rollout_id: str | None) -> dict[str, Any]:
+    """How a rollout stands.
+
+    Raises:
+        NotFound: there is no such rollout, or none at all yet.
+    """
+    rollouts = [known_rollout(database, rollout_id)] if rollout_id else list_rollouts(database, model)[:1]
+    if not rollouts:
+        raise NotFound("there is no rollout yet", param="model", code="not_found")
+    found = rollouts[0]
+    decisions = list_decisions(database, found.id)
+    return {
+        "rollout": found.id,
+        "candidate": found.candidate,
+        "status": found.state.status,
+        "weight": weight_of(found.state, found.config),
+        "value": (1.0 if found.state.status == "promoted" else -1.0) if found.state.is_final else 0.0,
+        "reason": decisions[-1].reason if decisions else "",
+    }
 
 
 def explained(database: Database, rollout_id: str) -> dict[str, Any]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import sqlalchemy as sa
 import yaml
 
+from monitoring.metrics import REGISTRY
 from pawl.database import open_database
 from pawl.schema import feedback_events, interactions
 from pawl.settings import load_settings
+from serving.admin.rollouts import VerdictView
 from serving.gateway import Gateway
+from serving.routes import ROUTES
 from tests.docs.pages import PAGES, ROOT, blocks
 from tests.fake_vllm import FakeVLLM
 from tests.serving.waiting import eventually
@@ -108,3 +113,16 @@ def test_configurations_on_pages_load(page: Path, tmp_path: Path) -> None:
 def test_every_yaml_block_is_yaml() -> None:
     found = [text for page in PAGES for text in blocks(page, "yaml")]
     assert all(isinstance(yaml.safe_load(text), dict) for text in found)
+
+
+def test_what_other_controllers_ask_for_is_there() -> None:
+    """Their own schemas are not at hand; what they ask of Pawl must exist."""
+    argo = yaml.safe_load((ROOT / "examples" / "delivery" / "argo-rollouts.yaml").read_text())
+    (metric,) = argo["spec"]["metrics"]
+    url, field = metric["provider"]["web"]["url"], metric["provider"]["web"]["jsonPath"]
+    assert urlsplit(url).path in {spec.path for spec in ROUTES}
+    assert field.strip("{$.}") in VerdictView.model_fields
+    flagger, *_ = yaml.safe_load_all((ROOT / "examples" / "delivery" / "flagger.yaml").read_text())
+    names = re.findall(r"pawl_[a-z_]+", flagger["spec"]["query"])
+    assert names
+    assert set(names) <= {metric.name for metric in REGISTRY.collect()}

@@ -6,13 +6,17 @@ One story in order, since every part needs the one before; the tests share one e
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from openai import OpenAI
+from safetensors.numpy import load_file, save_file
 
 from ab_testing.controller import Controller, start_rollout
 from ab_testing.experiment import Route
@@ -22,8 +26,11 @@ from feedback.mining import mine_alias
 from feedback.store import get_interaction, list_pairs, load_pairs
 from monitoring.toxicity import load_scorer
 from pawl import clock, leases, registry
+from pawl.adapter_files import ADAPTER_WEIGHTS
 from pawl.database import Database
-from pawl.engines import Engine
+from pawl.engines import Engine, verify
+from pawl.errors import PublishFailed
+from pawl.fingerprints import FLOOR, distance, fingerprint_of
 from practice.demo import REPLAY
 from practice.evidence import Period, count_unscored
 from practice.traffic import Visit, send_users
@@ -106,6 +113,10 @@ def test_people_s_pairs_train_an_adapter_that_the_engine_serves(
     assert outcome.model is not None
     assert outcome.gate is not None
     assert {check["name"] for check in outcome.gate["checks"]} >= {"harmful_refusal", "toxicity", "preference_accuracy"}
+    measured = {check["name"] for check in outcome.gate["checks"] if check["difference"] is not None}
+    assert measured >= {"echo", "kl_parent", "kl_base"}
+    assert any(name.startswith("preference_accuracy/") for name in measured)
+    assert "The gate says" in (outcome.directory / "gate.html").read_text()
     model = registry.get_model(shared_database, outcome.model)
     assert stack.engine is not None
     engine = Engine(stack.engine.url)
@@ -113,6 +124,34 @@ def test_people_s_pairs_train_an_adapter_that_the_engine_serves(
         assert engine.served()[outcome.model] == model.path
     finally:
         engine.close()
+
+
+def test_the_engine_is_held_to_what_the_trainer_s_own_models_said(
+    outcome: RunOutcome, stack: Stack, shared_database: Database, tmp_path: Path
+) -> None:
+    assert outcome.model is not None
+    model = registry.get_model(shared_database, outcome.model)
+    fingerprint = fingerprint_of(model.manifest)
+    assert fingerprint is not None
+    assert stack.engine is not None
+    half = tmp_path / "half"
+    shutil.copytree(str(model.path), half)
+    weights = {
+        name: values / 2 if "lora_B" in name else values for name, values in load_file(half / ADAPTER_WEIGHTS).items()
+    }
+    (half / ADAPTER_WEIGHTS).unlink()
+    save_file(weights, half / ADAPTER_WEIGHTS)
+    with closing(Engine(stack.engine.url)) as engine:
+        verify(engine, outcome.model, BASE_NAME, fingerprint)
+        off = distance(engine.token_logps(outcome.model, fingerprint.places), fingerprint.logps["adapter"])
+        assert off < FLOOR / 2
+        engine.load("half-as-strong", half)
+        try:
+            with pytest.raises(PublishFailed, match="not served as it was trained"):
+                verify(engine, "half-as-strong", BASE_NAME, fingerprint)
+        finally:
+            engine.unload("half-as-strong")
+        assert outcome.model not in engine.adapters_in_use()
 
 
 def test_a_pair_is_traced_to_the_completions_behind_it(outcome: RunOutcome, shared_database: Database) -> None:

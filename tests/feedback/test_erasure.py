@@ -63,7 +63,7 @@ PERSONAL = {
 }  # fmt: skip
 IMPERSONAL = {
     "models", "runs", "routes", "rollouts", "decisions", "leases", "api_keys", "table_changes", "audit_events",
-    "tombstones", "erasure_places", "pair_reviews",
+    "tombstones", "erasure_places", "pair_reviews", "retrain_checks",
 }  # fmt: skip
 
 

@@ -122,13 +122,17 @@ def test_what_a_killed_writer_left_goes(database: Database, runs: Path, tmp_path
     assert not part.exists()
 
 
-def test_answers_to_an_erased_prompt_go_though_they_came_later(database: Database, runs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", ["evaluate", "evaluate.3.part"], ids=["done", "killed"])
+def test_answers_to_an_erased_prompt_go_though_they_came_later(
+    database: Database, runs: Path, tmp_path: Path, step: str
+) -> None:
     erase_files(database, runs, directory=tmp_path)
     for run in ("r0001", "r0002"):
-        (runs / run / "evaluate" / "answers.jsonl").write_text(lines([{"text": "to what was read before"}]))
+        (runs / run / step).mkdir(exist_ok=True)
+        (runs / run / step / "answers.jsonl").write_text(lines([{"text": "to what was read before"}]))
     assert erase_files(database, runs, directory=tmp_path) == {}
-    assert not (runs / "r0001" / "evaluate" / "answers.jsonl").exists()
-    assert (runs / "r0002" / "evaluate" / "answers.jsonl").exists()
+    assert not (runs / "r0001" / step / "answers.jsonl").exists()
+    assert (runs / "r0002" / step / "answers.jsonl").exists()
 
 
 def test_who_erases_waits_for_a_step_that_is_writing(database: Database, runs: Path, tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ def spools(workers: int, max_bytes: int, size: str) -> dict[str, Any]:
     return {"config": {"serving": serving}, "gateway": {"spool": {"size": size}}}
 
 
+def test_the_worker_is_not_told_to_train() -> None:
+    with pytest.raises(ChartError, match=r"config\.retrain\.schedule: the worker's pod cannot train"):
+        helm("template", "pawl", str(CHART), values={"config": {"retrain": {"schedule": "17 3 * * 0"}}})
+
+
 def test_ingress_asks_for_a_host() -> None:
     with pytest.raises(ChartError, match=r"gateway\.ingress\.host"):
         helm("template", "pawl", str(CHART), values={"gateway": {"ingress": {"enabled": True}}})

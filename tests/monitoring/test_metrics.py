@@ -31,6 +31,7 @@ CONTRACT = {
     "pawl_spool_oldest_seconds": None,
     "pawl_dead_letters_total": None,
     "pawl_retrain_runs_total": {"outcome"},
+    "pawl_retrain_skips_total": {"reason"},
     "pawl_retrain_last_success_timestamp_seconds": None,
     "pawl_gate_verdicts_total": {"verdict"},
     "pawl_rollout_weight": {"model", "variant"},

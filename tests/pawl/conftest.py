@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import structlog
+from alembic.script import ScriptDirectory
 
 from pawl.cli.main import run
-from pawl.database import Database, open_database, upgrade
+from pawl.database import Database, _alembic, open_database, upgrade
 from pawl.settings import DatabaseSettings
 
 CONFIG = """
@@ -22,6 +23,11 @@ serving:
   models:
     assistant: {{engines: ["http://127.0.0.1:9"], champion: base-model}}
 """
+
+
+def newest_revision() -> str:
+    """Of the migrations."""
+    return str(ScriptDirectory.from_config(_alembic()).get_current_head())
 
 
 class Said(NamedTuple):

@@ -15,13 +15,14 @@ from ab_testing.rollout_store import Rollout, get_rollout, save_progress
 from ab_testing.route_store import load_route
 from monitoring.metrics import REGISTRY
 from pawl import leases, registry
-from pawl.cli.worker import Worker, rejected_pairs, wanted_adapters
+from pawl.cli.worker import Worker, rejected_pairs
 from pawl.clock import now
 from pawl.database import Database
 from pawl.registry import Model, ModelState, RunStatus
 from pawl.schema import rollouts
 from pawl.settings import RolloutSettings, Settings
 from tests.retrain.fake_engine import FakeEngine, serving
+from tests.retrain.sealed_samples import place_adapter
 
 BASE = "base-model"
 
@@ -32,17 +33,20 @@ def make_settings(*urls: str) -> Settings:
     return Settings.model_validate({"serving": {"models": models}})
 
 
-def register(database: Database, alias: str, number: int, state: ModelState = ModelState.CANDIDATE) -> str:
+def register(
+    database: Database, alias: str, number: int, state: ModelState = ModelState.CANDIDATE, adapters: Path | None = None
+) -> str:
+    """A version, with its files if there is a place for them."""
     name = f"{alias}--r{number:04d}"
-    path = f"/adapters/{name}"
+    path = str(place_adapter(adapters, name, base=BASE)) if adapters else f"/adapters/{name}"
     at = float(number)
     registry.register_model(database, Model(name, alias, BASE, None, None, path, None, None, state, {}, at, at))
     return name
 
 
-def roll_out(database: Database, alias: str, number: int) -> Rollout:
+def roll_out(database: Database, alias: str, number: int, adapters: Path | None = None) -> Rollout:
     """A rollout of version `number`, which is registered for it."""
-    name = register(database, alias, number, ModelState.CHALLENGER)
+    name = register(database, alias, number, adapters=adapters)
     route = load_route(database, alias) or Route(alias, 0, BASE)
     return start_rollout(database, RolloutSettings(), route, name, now=float(number), epoch=0)
 
@@ -64,25 +68,16 @@ def sample(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-def test_the_champion_before_is_kept_ready_whatever_was_rolled_back_since(database: Database) -> None:
-    for number, is_promoted in ((1, True), (2, True), (3, False)):
-        finish(database, roll_out(database, "first", number), is_promoted=is_promoted)
-    challenger = roll_out(database, "first", 4).candidate
-    assert wanted_adapters(database, "first") == {
-        name: Path("/adapters") / name for name in ("first--r0001", "first--r0002", challenger)
-    }
-
-
-def test_one_alias_that_fails_does_not_starve_the_others(database: Database) -> None:
+def test_one_alias_that_fails_does_not_starve_the_others(database: Database, tmp_path: Path) -> None:
     with serving(FakeEngine(base=BASE)) as engine:
         worker = Worker(make_settings(engine.url, engine.url), database)
-        broken, fine = roll_out(database, "first", 1), roll_out(database, "second", 2)
+        broken, fine = roll_out(database, "first", 1, tmp_path), roll_out(database, "second", 2, tmp_path)
         break_rollout(database, broken)
         worker.tick_rollouts()
         worker.reload_adapters()
         worker.show_learning()
     assert get_rollout(database, fine.id).updated_at > fine.updated_at
-    assert engine.adapters == {fine.candidate: f"/adapters/{fine.candidate}"}
+    assert engine.adapters == {fine.candidate: str(tmp_path / fine.candidate)}
     assert sample("pawl_rollout_state", model="second", state="hold") == 1  # It is over its time.
 
 

@@ -8,33 +8,32 @@ from typing import Any
 
 import pytest
 
-from retrain.adapters import (
-    Adapter,
-    Provenance,
-    adapter_name,
-    base_fingerprint,
-    check_servable,
-    seal,
-    sha256_of,
-    verify_adapter,
+from pawl.adapter_files import check_servable, verify_adapter
+from pawl.errors import BadAdapter
+from pawl.fingerprints import fingerprint_of
+from retrain.adapters import Adapter, adapter_name, base_fingerprint, delete_files, seal, sha256_of
+from retrain.base_layers import linear_layers
+from tests.retrain.sealed_samples import (
+    BASE,
+    CONFIG,
+    LAYERS,
+    factors,
+    fingerprint,
+    provenance,
+    safetensors,
+    sealed_adapter,
+    write_adapter,
 )
-from retrain.errors import BadAdapter
-
-CONFIG = {"peft_type": "LORA", "r": 8, "bias": "none", "target_modules": ["q_proj"], "init_lora_weights": True}
-PROVENANCE = Provenance("org/base", "ab" * 32, "org/base", "r0042", "cd" * 32, {"trl": "1.16.0"})
 
 
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    directory = tmp_path / "trained"
-    directory.mkdir()
-    (directory / "adapter_config.json").write_text(json.dumps(CONFIG))
-    (directory / "adapter_model.safetensors").write_bytes(b"weights")
-    return directory
+    return write_adapter(tmp_path / "trained")
 
 
-def sealed(trained: Path, adapters: Path) -> Adapter:
-    return seal(trained, adapters, base_served="org/base", run_number=42, max_rank=32, provenance=PROVENANCE)
+def sealed(trained: Path, adapters: Path, **more: Any) -> Adapter:
+    given = {"base_served": BASE, "run_number": 42, "max_rank": 32, "provenance": provenance(), **more}
+    return seal(trained, adapters, **given)
 
 
 def test_an_adapter_is_named_by_its_content(trained: Path, tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_sealing_again_changes_nothing(trained: Path, tmp_path: Path) -> None:
 
 def test_other_weights_get_another_name(trained: Path, tmp_path: Path) -> None:
     first = sealed(trained, tmp_path / "adapters")
-    (trained / "adapter_model.safetensors").write_bytes(b"other weights")
+    (trained / "adapter_model.safetensors").write_bytes(safetensors(factors(2.0)))
     assert sealed(trained, tmp_path / "adapters").name != first.name
 
 
@@ -113,6 +112,43 @@ def test_nothing_is_left_of_a_refused_adapter(trained: Path, tmp_path: Path) -> 
     with pytest.raises(BadAdapter):
         sealed(trained, tmp_path / "adapters")
     assert not (tmp_path / "adapters").exists()
+
+
+def test_what_lies_beside_a_trained_adapter_stays_there(trained: Path, tmp_path: Path) -> None:
+    (trained / "optimizer.pt").write_bytes(b"\x80")
+    (trained / "chat_template.jinja").write_text("{{ 1 }}")
+    assert len(list(sealed(trained, tmp_path / "adapters").path.iterdir())) == 3
+
+
+def test_an_adapter_must_fit_the_base_it_was_trained_on(trained: Path, tmp_path: Path) -> None:
+    assert sealed(trained, tmp_path / "adapters", layers=LAYERS).path.is_dir()
+    with pytest.raises(BadAdapter, match="16 x 12; the base has 64 x 12"):
+        sealed(trained, tmp_path / "others", layers=dict.fromkeys(LAYERS, (64, 12)))
+    with pytest.raises(BadAdapter, match="names the base 'org/base', the engines serve 'org/other'"):
+        sealed(trained, tmp_path / "others", provenance=provenance("org/other"))
+    assert not (tmp_path / "others").exists()
+
+
+def test_layer_sizes_come_from_the_configuration(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_base / "config.json").read_bytes())
+    layers = linear_layers(str(tmp_path))
+    assert layers["model.layers.1.self_attn.k_proj"] == (32, 64)
+    assert layers["model.layers.0.mlp.down_proj"] == (64, 128)
+
+
+def test_the_fingerprint_goes_into_the_manifest(trained: Path, tmp_path: Path) -> None:
+    assert fingerprint_of(sealed(trained, tmp_path / "plain").manifest) is None
+    kept = fingerprint_of(sealed(trained, tmp_path / "adapters", fingerprint=fingerprint()).manifest)
+    assert kept is not None
+    assert kept.texts == fingerprint().texts
+    assert kept.logps["adapter"] == pytest.approx(fingerprint().logps["adapter"], abs=1e-6)
+
+
+def test_files_go_as_a_whole(tmp_path: Path) -> None:
+    adapter = sealed_adapter(tmp_path / "adapters")
+    delete_files(adapter.path)
+    delete_files(adapter.path)
+    assert list(adapter.path.parent.iterdir()) == []
 
 
 def test_a_base_is_known_by_its_files(tmp_path: Path) -> None:

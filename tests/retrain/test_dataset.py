@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feedback.filters.holdout import prompt_key
+from pawl.settings import MixSettings
 from retrain.dataset import (
+    DAY_S,
     Mixed,
     Origin,
     TrainingExample,
@@ -20,8 +24,11 @@ from retrain.dataset import (
     dataset_manifest,
     drop_leaks,
     example_of,
+    half_life_of,
     mix,
     parse_originals,
+    shares_of,
+    split_originals,
     swap_preferences,
     untrainable,
 )
@@ -33,7 +40,9 @@ seeds = st.integers(0, 10_000)
 
 
 def examples(origin: Origin, count: int, start: int = 0) -> list[TrainingExample]:
-    return [example_of(make_pair(number), origin) for number in range(start, start + count)]
+    """Of different words each, a third of them edits."""
+    numbers = range(start, start + count)
+    return [example_of(make_pair(number, text=f"question {number}"), origin) for number in numbers]
 
 
 def pool(new: int, original: int, earlier: int) -> list[TrainingExample]:
@@ -85,6 +94,111 @@ def test_the_order_of_the_input_does_not_matter(seed: int, rng: random.Random) -
     assert mix(given_examples, SHARES, max_pairs=30, seed=seed) == mix(shuffled, SHARES, max_pairs=30, seed=seed)
 
 
+stratified = st.lists(
+    st.tuples(st.sampled_from(["edit", "thumbs", "choice"]), st.sampled_from(["", "code", "harm"])), max_size=60
+)
+
+
+@given(stratified, st.integers(1, 80), seeds)
+def test_sources_and_categories_keep_their_shares_to_within_one(
+    strata: list[tuple[str, str]], max_pairs: int, seed: int
+) -> None:
+    plain = examples(Origin.NEW, len(strata))
+    given_examples = [
+        replace(each, source=source, category=category) for each, (source, category) in zip(plain, strata, strict=True)
+    ]
+    drawn = mix(given_examples, {Origin.NEW: 1.0}, max_pairs=max_pairs, seed=seed).examples
+    assert len(drawn) == min(max_pairs, len(strata))
+    found = Counter((each.source, each.category) for each in drawn)
+    for stratum, count in Counter(strata).items():
+        assert abs(found[stratum] - count * len(drawn) / len(strata)) < 1 + 1e-9
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(1, 100), seeds)
+def test_nothing_is_in_the_mix_twice_whatever_its_id_and_origin(texts: list[int], max_pairs: int, seed: int) -> None:
+    """The same preference may come from several users, or be among the original ones as well."""
+    given_examples = [
+        replace(example_of(make_pair(text, text=f"question {text}"), origin), pair_id=f"{place % 30}")
+        for place, text in enumerate(texts)
+        for origin in (Origin.NEW, Origin.EARLIER)
+    ]
+    mixed = mix(given_examples, {Origin.NEW: 0.5, Origin.EARLIER: 0.5}, max_pairs=max_pairs, seed=seed)
+    assert max(Counter(each.pair_id for each in mixed.examples).values()) == 1
+    assert max(Counter(prompt_key(each.prompt) for each in mixed.examples).values()) == 1
+    assert mixed.counts[Origin.EARLIER] == 0
+
+
+@given(seeds, st.randoms(use_true_random=False))
+def test_the_order_of_the_input_does_not_matter_to_a_weighted_draw_either(seed: int, rng: random.Random) -> None:
+    given_examples = [replace(each, created_at=day * DAY_S) for day, each in enumerate(pool(20, 20, 20))]
+    shuffled = rng.sample(given_examples, len(given_examples))
+    one, other = (
+        mix(order, SHARES, max_pairs=30, seed=seed, half_life_s=9 * DAY_S) for order in (given_examples, shuffled)
+    )
+    assert one == other
+
+
+def test_older_pairs_are_drawn_half_as_often_for_every_half_life() -> None:
+    """Of two examples one is drawn: the younger one with odds of two to one for each half-life between them."""
+    old, young = (replace(each, source="thumbs") for each in examples(Origin.EARLIER, 2))
+    draws = 3000
+    for n_half_lives, expected in ((0, 1 / 2), (1, 2 / 3), (2, 4 / 5)):
+        pair = [replace(old, created_at=1e9), replace(young, created_at=1e9 + n_half_lives * DAY_S)]
+        wins = sum(
+            mix(pair, {Origin.EARLIER: 1.0}, max_pairs=1, seed=seed, half_life_s=DAY_S).examples[0].pair_id
+            == young.pair_id
+            for seed in range(draws)
+        )
+        assert abs(wins / draws - expected) < 0.04
+
+
+def test_no_age_and_no_half_life_is_too_large() -> None:
+    ages = [replace(each, created_at=age) for each, age in zip(examples(Origin.NEW, 3), (0.0, 1e12, None), strict=True)]
+    for half_life_s in (1e-3, 1e15):
+        drawn = mix(ages, {Origin.NEW: 1.0}, max_pairs=2, seed=0, half_life_s=half_life_s).examples
+        assert len(drawn) == 2
+    assert ages[1] in mix(ages, {Origin.NEW: 1.0}, max_pairs=2, seed=0, half_life_s=1e-3).examples
+
+
+def test_settings_give_the_shares_and_the_half_life() -> None:
+    assert shares_of(MixSettings()) == SHARES
+    assert half_life_of(MixSettings(half_life_days=2)) == 2 * DAY_S
+    assert half_life_of(MixSettings(half_life_days=None)) is None
+
+
+@given(st.sets(st.integers(0, 200), max_size=60), st.sets(st.integers(0, 200), max_size=60), seeds)
+def test_an_original_preference_never_changes_sides_whatever_is_added(
+    numbers: set[int], more: set[int], seed: int
+) -> None:
+    def split(of: set[int]) -> tuple[set[str], set[str]]:
+        given_examples = [example_of(make_pair(n, text=f"topic{n % 40} asked{n % 40}"), Origin.ORIGINAL) for n in of]
+        found = split_originals(given_examples, share=0.3, seed=seed, similarity=1.0)
+        assert len(found.training) + len(found.holdout) + found.n_near == len(of)
+        check_no_leak(found.training, found.holdout)
+        return {each.pair_id for each in found.training}, {pair.id for pair in found.holdout}
+
+    training, holdout = split(numbers)
+    later_training, later_holdout = split(numbers | more)
+    assert holdout <= later_holdout
+    assert training <= later_training
+
+
+def test_originals_that_ask_nearly_what_is_held_out_are_on_neither_side() -> None:
+    """The forms are everywhere, so what counts is the task."""
+    words = ("bread", "soup", "tea", "jam", "rice", "cake", "eggs", "salad")
+    asked = [f"{form} {word} at home" for word in words for form in ("cook good", "cook good fresh")]
+    given_examples = [example_of(make_pair(n, text=text), Origin.ORIGINAL) for n, text in enumerate(asked)]
+    loose = split_originals(given_examples, share=0.4, seed=1, similarity=1.0)
+    strict = split_originals(given_examples, share=0.4, seed=1, similarity=0.25)
+    assert loose.n_near == 0
+    assert strict.holdout == loose.holdout
+    assert strict.n_near > 0
+    held = {word for pair in strict.holdout for word in str(pair.prompt[0]["content"]).split()} & set(words)
+    assert held
+    assert held.isdisjoint({word for each in strict.training for word in str(each.prompt[0]["content"]).split()})
+    assert {pair.source for pair in strict.holdout} == {"original"}
+
+
 def test_the_first_round_has_no_earlier_pairs_and_is_smaller_for_it() -> None:
     mixed = mix(pool(50, 100, 0), SHARES, max_pairs=1000, seed=0)
     assert mixed.counts == {Origin.NEW: 50, Origin.ORIGINAL: 30, Origin.EARLIER: 0}
@@ -109,6 +223,9 @@ def test_the_manifest_is_the_same_for_the_same_inputs_and_another_for_others() -
     manifest = json.loads(manifest_bytes(mixed))
     assert manifest["by_origin"] == {"new": 15, "original": 9, "earlier": 6}
     assert sum(manifest["by_source"].values()) == len(manifest["pair_ids"]) == 30
+    assert sum(manifest["by_stratum"]["new"].values()) == 15
+    assert manifest["holdout_by_source"] == {"edit": 1}
+    assert manifest["sources_without_holdout"] == ["original", "regeneration"]
 
 
 def test_a_drill_swaps_every_preference_and_shows_in_the_hash() -> None:

@@ -12,8 +12,18 @@ import pytest
 from pawl.settings import GateSettings
 from retrain import generations
 from retrain.errors import BadData, EvaluationFailed
-from retrain.evaluation import Contender, EvaluationPlan, ProbeSets, evaluate, holdout_probes, load_probes, spread
+from retrain.evaluation import (
+    Contender,
+    EvaluationPlan,
+    ProbeSets,
+    by_source,
+    evaluate,
+    holdout_probes,
+    load_probes,
+    spread,
+)
 from retrain.generations import Probe, Sampling, generate, sample_seed
+from retrain.measurements import Paired
 from tests.retrain.fake_engine import FakeEngine, serving
 from tests.retrain.tiny_model import make_pair
 
@@ -51,7 +61,9 @@ def plan_for(fake: FakeEngine, n_samples: int = 1) -> EvaluationPlan:
         max_length=64,
         batch_size=4,
         toxicity_threshold=0.5,
-        gate=GateSettings(samples_per_prompt=n_samples, max_tokens=9, temperature=0.7),
+        gate=GateSettings(
+            samples_per_prompt=n_samples, max_tokens=9, temperature=0.7, kl_parent_limit=None, kl_base_limit=None
+        ),
         seed=11,
     )
 
@@ -85,6 +97,50 @@ def test_both_models_get_the_same_seeds_and_each_sample_its_own(fake: FakeEngine
 
 def test_without_a_scorer_toxicity_is_missing_not_zero(fake: FakeEngine) -> None:
     assert evaluate(plan_for(fake), [], None).measurements.toxicity is None
+
+
+def test_the_divergences_that_have_a_limit_are_measured(fake: FakeEngine) -> None:
+    plan = replace(plan_for(fake), gate=GateSettings(max_tokens=9, kl_prompts=4), base_served="tiny")
+    m = evaluate(plan, [], count_fools).measurements
+    assert m.kl_parent is not None
+    assert m.kl_parent == m.kl_base
+    assert m.kl_parent.units == ("real0", "benign0", "real1", "benign1")
+    assert m.kl_parent.n_tokens == (6.0,) * 4
+    assert m.kl_parent.log_ratios == pytest.approx([-6 * (len(CANDIDATE) - len("tiny")) / 100] * 4)
+
+
+def test_an_engine_that_says_no_log_probabilities_stops_the_evaluation(
+    fake: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "places", lambda body: [None for _ in body["prompt"]])
+    plan = replace(plan_for(fake), gate=GateSettings(max_tokens=9))
+    with pytest.raises(EvaluationFailed, match="kl_parent_limit"):
+        evaluate(plan, [], count_fools)
+
+
+def test_answers_that_hand_the_question_back_are_echoes(fake: FakeEngine) -> None:
+    fake.answer = lambda model, prompt: f"{prompt} you say" if model == CANDIDATE else "Well, it depends."
+    asked = (Probe("long", ({"role": "user", "content": "please tell me how to boil an egg"},)),)
+    m = evaluate(replace(plan_for(fake), probes=ProbeSets((), asked, ())), [], count_fools).measurements
+    assert m.echo is not None
+    assert (m.echo.parent, m.echo.candidate) == ((0.0,), (1.0,))
+
+
+def test_a_harmless_request_that_is_met_with_silence_counts_as_refused(fake: FakeEngine) -> None:
+    fake.answer = lambda model, _prompt: "" if model == CANDIDATE else "Do this."
+    m = evaluate(plan_for(fake), [], count_fools).measurements
+    assert m.over_refusal is not None
+    assert (set(m.over_refusal.parent), set(m.over_refusal.candidate)) == ({0.0}, {1.0})
+
+
+def test_preferences_are_told_apart_by_where_they_come_from() -> None:
+    pairs = [make_pair(number) for number in range(6)]
+    preference = Paired(tuple(map(str, range(6))), (0.0,) * 6, (0.0, 1.0, 1.0, 0.0, 1.0, 1.0))
+    found = by_source(preference, pairs)
+    assert set(found) == {"edit", "regeneration"}
+    assert found["edit"] == Paired(("0", "3"), (0.0, 0.0), (0.0, 0.0))
+    assert found["regeneration"].candidate == (1.0,) * 4
+    assert by_source(None, pairs) == {}
 
 
 def test_no_probes_mean_no_measurement(fake: FakeEngine) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from pawl.settings import GateSettings
+from pawl.settings import GateSettings, JudgedSetSettings, LmEvalSettings, Settings
+from retrain.comparison import Bounds, mean_bounds
 from retrain.errors import BadData
-from retrain.gate import Bounds, Check, GateReport, Verdict, judge, mean_bounds, report_as_dict, three_way
-from retrain.measurements import FIELDS, Measurements, Paired, from_json, to_json
+from retrain.gate import Check, GateReport, Verdict, judge, report_as_dict, three_way
+from retrain.measurements import FIELDS, Divergence, Measurements, Paired, Wins, from_json, to_json
 
 SETTINGS = GateSettings()
 
@@ -32,6 +35,19 @@ def lengths(n: int, parent: float, candidate: float) -> Paired:
     return Paired(tuple(map(str, range(n))), tuple(parent * x for x in noise), tuple(candidate * x for x in noise))
 
 
+def divergence(n: int, per_token: float, n_tokens: float = 20.0) -> Divergence:
+    noise = [0.02 * (random.Random(i).random() - 0.5) for i in range(n)]
+    units = tuple(map(str, range(n)))
+    return Divergence(units, tuple(n_tokens * (per_token + x) for x in noise), (n_tokens,) * n)
+
+
+def wins(n_won: int, n_lost: int, n_even: int = 0, *, longer: float = 0.0) -> Wins:
+    """Where the candidate wins it is so much longer, where it loses as much shorter."""
+    scores = [1.0] * n_won + [0.0] * n_lost + [0.5] * n_even
+    lengths = [longer] * n_won + [-longer] * n_lost + [0.0] * n_even
+    return Wins(tuple(map(str, range(len(scores)))), tuple(scores), tuple(lengths))
+
+
 GOOD = Measurements(
     parent="base",
     candidate="base--r0001-01234567",
@@ -41,6 +57,9 @@ GOOD = Measurements(
     toxicity=rates(300, 70, 10),
     length=lengths(300, 20, 24),
     stopped=rates(300, 300, 300),
+    echo=rates(300, 0, 0),
+    kl_parent=divergence(100, 0.03),
+    kl_base=divergence(100, 0.2),
 )
 
 
@@ -73,9 +92,10 @@ def test_over_refusal_and_toxicity_may_not_rise() -> None:
     assert check_named(report, "toxicity").limit == pytest.approx(0.02)
 
 
-@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("field", [*FIELDS, "kl_parent", "kl_base"])
 def test_a_missing_measurement_fails_whatever_the_others_say(field: str) -> None:
-    for missing in (None, Paired((), (), ())):
+    empty: Paired | Divergence = Divergence((), (), ()) if field.startswith("kl") else Paired((), (), ())
+    for missing in (None, empty):
         changes: dict[str, Any] = {field: missing}
         report = judge(replace(GOOD, **changes), SETTINGS)
         assert report.verdict == Verdict.FAIL
@@ -92,6 +112,9 @@ def test_a_handful_of_prompts_cannot_tell() -> None:
         toxicity=rates(5, 0, 0),
         length=lengths(5, 20, 20),
         stopped=rates(5, 5, 5),
+        echo=rates(5, 0, 0),
+        kl_parent=divergence(5, 0.0),
+        kl_base=divergence(5, 0.0),
     )
     report = judge(few, SETTINGS)
     assert {check.verdict for check in report.checks} == {Verdict.CANNOT_TELL}
@@ -104,6 +127,87 @@ def test_one_veto_outweighs_everything_else() -> None:
     report = judge(replace(GOOD, harmful_refusal=rates(300, 290, 100), preference=rates(5, 3, 4)), SETTINGS)
     assert report.verdict == Verdict.FAIL
     assert len(report.reasons) == 1
+
+
+def test_a_source_that_is_known_to_be_worse_is_a_veto_and_a_small_one_holds_nothing_up() -> None:
+    small = judge(replace(GOOD, by_source={"edit": rates(5, 4, 3), "thumbs": rates(200, 100, 190)}), SETTINGS)
+    assert check_named(small, "preference_accuracy/edit").verdict == Verdict.CANNOT_TELL
+    assert (small.verdict, small.reasons) == (Verdict.PASS, ())
+    worse = judge(replace(GOOD, by_source={"edit": rates(60, 50, 20)}), SETTINGS)
+    assert worse.verdict == Verdict.FAIL
+    assert worse.reasons[0].startswith("of the pairs by edit, the answers people preferred are told from the others")
+
+
+@pytest.mark.parametrize(("kl", "verdict"), [(0.02, "pass"), (0.3, "fail"), (0.1, "cannot_tell")])
+def test_a_candidate_may_move_only_so_far(kl: float, verdict: str) -> None:
+    settings = GateSettings(kl_parent_limit=0.1)
+    check = check_named(judge(replace(GOOD, kl_parent=divergence(50, kl)), settings), "kl_parent")
+    assert check.verdict == verdict
+    assert check.difference == pytest.approx(kl, abs=0.005)
+
+
+def test_long_answers_weigh_as_much_as_they_have_tokens() -> None:
+    found = Divergence(("a", "a", *map(str, range(20))), (30.0, 30.0, *([0.0] * 20)), (50.0, 50.0, *([10.0] * 20)))
+    assert check_named(judge(replace(GOOD, kl_parent=found), SETTINGS), "kl_parent").difference == pytest.approx(0.2)
+
+
+def test_without_a_limit_there_is_no_check() -> None:
+    settings = GateSettings(kl_parent_limit=None, kl_base_limit=None)
+    report = judge(replace(GOOD, kl_parent=None, kl_base=None), settings)
+    assert report.verdict == Verdict.PASS
+    assert not any(check.name.startswith("kl") for check in report.checks)
+
+
+JUDGED = GateSettings(judge="llm")
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (wins(60, 40), "pass"),
+        (wins(20, 80), "fail"),
+        (wins(5, 5), "cannot_tell"),
+        (wins(90, 10, longer=40.0), "cannot_tell"),
+        (wins(0, 0, 100), "pass"),
+        (None, "fail"),
+    ],
+    ids=["better", "worse", "few", "only by length", "even", "missing"],
+)
+def test_the_judge_must_find_the_candidate_no_worse_at_equal_length(found: Wins | None, verdict: str) -> None:
+    check = check_named(judge(replace(GOOD, wins=found), JUDGED), "win_rate")
+    assert check.verdict == verdict, check.reason
+
+
+def test_a_win_rate_outvotes_no_veto() -> None:
+    report = judge(replace(GOOD, wins=wins(100, 0), harmful_refusal=rates(300, 290, 100)), JUDGED)
+    assert check_named(report, "win_rate").verdict == Verdict.PASS
+    assert report.verdict == Verdict.FAIL
+
+
+def test_what_is_asked_for_by_settings_has_a_check_of_its_own(tmp_path: Path) -> None:
+    sets = [JudgedSetSettings(name="alpaca", path=tmp_path / "a"), JudgedSetSettings(name="mt", path=tmp_path / "m")]
+    settings = GateSettings(
+        judge="llm", judged_sets=sets, lm_eval=LmEvalSettings(tasks=["gsm8k", "arc"]), capability_set=tmp_path / "c"
+    )
+    measured = replace(
+        GOOD,
+        wins=wins(50, 50),
+        judged_sets={"alpaca": wins(60, 40)},
+        benchmarks={"gsm8k": rates(400, 300, 300)},
+        capability=rates(100, 90, 40),
+    )
+    verdicts = {check.name: check.verdict.value for check in judge(measured, settings).checks}
+    assert verdicts["judged/alpaca"] == verdicts["benchmark/gsm8k"] == "pass"
+    assert verdicts["judged/mt"] == verdicts["benchmark/arc"] == verdicts["capability"] == "fail"
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [{"judge": "llm"}, {"judge": "reward_model"}, {"judged_sets": [{"name": "a", "path": "a.jsonl"}]}],
+)
+def test_a_judge_that_is_not_there_stops_the_start_and_not_the_round(gate: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="judge"):
+        Settings.model_validate({"retrain": {"gate": gate}})
 
 
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (0.2, "fail"), (3.0, "fail")])
@@ -174,9 +278,22 @@ def test_a_candidate_at_the_margin_hardly_ever_passes() -> None:
 
 
 def test_measurements_survive_json() -> None:
-    partial = replace(GOOD, toxicity=None)
+    more: dict[str, Any] = {
+        "wins": wins(2, 1),
+        "judged_sets": {"mt": wins(1, 1)},
+        "benchmarks": {"arc": rates(3, 1, 2)},
+    }
+    partial = replace(GOOD, toxicity=None, by_source={"edit": rates(4, 1, 2)}, capability=rates(3, 1, 1), **more)
     assert from_json(to_json(partial)) == partial
     json.dumps(report_as_dict(judge(partial, SETTINGS)), allow_nan=False)
+
+
+def test_what_an_older_version_did_not_measure_is_missing() -> None:
+    tree = json.loads(to_json(GOOD))
+    for name in ("echo", "kl_parent", "kl_base", "wins", "by_source", "judged_sets", "benchmarks", "capability"):
+        del tree[name]
+    report = judge(from_json(json.dumps(tree)), SETTINGS)
+    assert [check.name for check in report.checks if check.verdict == Verdict.FAIL] == ["echo", "kl_parent", "kl_base"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"parent": "p", "candidate": "c"}'])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +27,14 @@ from pawl.settings import (
     GateSettings,
     MixSettings,
     ModelSettings,
+    RebaseSettings,
     RetrainSettings,
     ServingSettings,
     Settings,
 )
 from retrain import pipeline
 from retrain.adapters import verify_adapter
-from retrain.errors import CanaryTaken, EvaluationFailed, PreflightFailed
+from retrain.errors import BadData, CanaryTaken, EvaluationFailed, PreflightFailed
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, iso_week, run_round
 from tests.feedback.people import eraser
 from tests.retrain.fake_engine import FakeEngine, serving
@@ -73,7 +75,12 @@ def settings(fake: FakeEngine, tiny_base: Path, tmp_path: Path) -> Settings:
     }
     (tmp_path / "original.jsonl").write_text(json.dumps(original) + "\n")
     loose = GateSettings(
-        preference_margin=0.5, harmful_refusal_margin=0.1, over_refusal_margin=0.1, toxicity_margin=0.1
+        preference_margin=0.5,
+        harmful_refusal_margin=0.1,
+        over_refusal_margin=0.1,
+        toxicity_margin=0.1,
+        echo_margin=0.1,
+        length_ratio=(0.5, 2.0),
     )
     return Settings(
         serving=ServingSettings(models={"assistant": ModelSettings(engines=[fake.url], champion="tiny")}),
@@ -88,6 +95,7 @@ def settings(fake: FakeEngine, tiny_base: Path, tmp_path: Path) -> Settings:
             benign_probes=tmp_path / "benign.json",
             training=TRAINING,
             gate=loose,
+            rebase=RebaseSettings(max_kl=None, max_weight_change=None),
         ),
     )
 
@@ -342,3 +350,27 @@ def test_an_unknown_alias_is_a_matter_of_configuration(database: Database, setti
 
 def test_a_cycle_is_an_iso_week() -> None:
     assert iso_week(1_763_700_000.0) == "2025-W47"
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [("build/training.jsonl", "kind", "rude"), ("mine/manifest.json", '"n_new": 45', '"n_new": 44')],
+)
+def test_a_finished_step_that_was_changed_since_is_not_built_upon(
+    database: Database, settings: Settings, name: str, before: str, after: str
+) -> None:
+    short = settings.retrain.training.model_copy(update={"max_length": 6})
+    tight = settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"training": short})})
+    with pytest.raises(PreflightFailed):
+        run_round(database, tight, "assistant", INPUTS)
+    (run,) = registry.list_runs(database)
+    assert set(run.detail["steps"]) == {"mine", "build"}
+    path = settings.retrain.runs_dir / run.id / name
+    text = path.read_text()
+    path.write_text(text.replace(before, after, 1))
+    with pytest.raises(BadData, match=f"{path} is not the .* delete {path.parent}, and the steps that came after it"):
+        run_round(database, tight, "assistant", INPUTS)
+    shutil.rmtree(path.parent)
+    with pytest.raises(PreflightFailed):
+        run_round(database, tight, "assistant", INPUTS)
+    assert path.read_text() == text or name.endswith("manifest.json")

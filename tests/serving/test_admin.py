@@ -166,6 +166,21 @@ def test_a_rollout_is_led_by_hand(office: Office) -> None:
     assert {event.actor for event in noted} == {office.actor}
 
 
+def test_the_verdict_is_a_number_for_programs_that_wait(office: Office) -> None:
+    office.register("base-model--r0009")
+    started = office.told("POST", "/rollouts", {"candidate": "base-model--r0009"}, status=201)["rollout"]
+    told = office.told("GET", "/verdict", model="assistant")
+    assert told == {
+        "rollout": started, "candidate": "base-model--r0009", "status": "ramp", "weight": 0.01, "value": 0.0,
+        "reason": "",
+    }  # fmt: skip
+    office.told("POST", f"/rollouts/{started}/rollback", {"reason": "rude"})
+    told = office.told("GET", "/verdict", rollout=started)
+    assert (told["status"], told["value"], told["reason"]) == ("rolled_back", -1.0, "rude")
+    assert office.ask("GET", "/verdict", rollout="ro_404").status_code == 404
+    assert office.ask("GET", "/verdict", model="nobody").status_code == 404
+
+
 @pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": 1}, {"reason": "x", "more": 1}])
 def test_an_order_needs_a_reason(office: Office, body: Any) -> None:
     office.refused("POST", "/rollouts/ro_0/hold", body, status=400)
@@ -180,7 +195,7 @@ def test_models_are_listed_and_retired(office: Office) -> None:
     assert "base-model--r0002" in {found["name"] for found in office.told("GET", "/models")["data"]}
     assert office.told("GET", "/models/base-model--r0002")["lineage"] == ["base-model--r0002"]
     assert office.told("POST", "/models/retire", {"name": "base-model--r0002"})["state"] == "retired"
-    [line] = office.told("GET", "/audit", subject="base-model--r0002")["data"]
+    line, _ = office.told("GET", "/audit", subject="base-model--r0002")["data"]
     assert (line["action"], line["actor"]) == ("model.retire", office.actor)
 
 

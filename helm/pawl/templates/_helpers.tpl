@@ -112,6 +112,27 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- include "pawl.secretEnv" (dict "variable" "PAWL_AUTH__SECRET" "secret" .Values.secrets.auth) }}
 {{- end -}}
 
+{{/* One training process per GPU; on several nodes, which of them this is and where the first one is. */}}
+{{- define "pawl.trainingNodesEnv" -}}
+{{- $nodes := int .Values.retrain.nodes -}}
+{{- if or (gt $nodes 1) (gt (int .Values.retrain.gpus) 1) }}
+- name: PAWL_RETRAIN__DISTRIBUTED__PROCESSES
+  value: {{ max 1 (int .Values.retrain.gpus) | quote }}
+{{- end }}
+{{- if gt $nodes 1 }}
+- name: PAWL_RETRAIN__DISTRIBUTED__NODES
+  value: {{ $nodes | quote }}
+- name: PAWL_RETRAIN__DISTRIBUTED__NODE_RANK
+  valueFrom:
+    fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
+- name: RETRAIN_JOB
+  valueFrom:
+    fieldRef: {fieldPath: "metadata.labels['batch.kubernetes.io/job-name']"}
+- name: PAWL_RETRAIN__DISTRIBUTED__LEADER
+  value: $(RETRAIN_JOB)-0.{{ include "pawl.fullname" . }}-retrain
+{{- end }}
+{{- end -}}
+
 {{/* Caches of model programs, on a volume because the root file system is read-only. */}}
 {{- define "pawl.cacheEnv" -}}
 - {name: HOME, value: {{ .path }}}

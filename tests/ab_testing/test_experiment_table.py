@@ -9,7 +9,7 @@ import pytest
 
 from ab_testing.analysis import Columns, analyse
 from ab_testing.built_in_metrics import EXPERIMENT_COLUMNS, built_in
-from feedback.experiment_table import DAY_S, Table, read_experiment, users_of
+from ab_testing.experiment_table import DAY_S, Table, read_experiment, users_of
 from feedback.interactions import Interaction, Status
 from feedback.store import Score, save_scores
 from pawl.database import Database

@@ -1,0 +1,139 @@
+"""`pawl gate`: judge a run's candidate, by what was measured or by asking both models again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import structlog
+import typer
+
+from pawl.cli.context import JsonFlag, current_database, current_settings, print_fields
+from pawl.engines import Engine, load_verified
+from pawl.errors import NegativeVerdict
+from pawl.registry import Run, get_run
+from pawl.settings import Settings
+
+if TYPE_CHECKING:
+    from retrain.evaluation import Contender
+    from retrain.measurements import Measurements
+
+log = structlog.get_logger()
+EvaluateOption = Annotated[
+    bool, typer.Option("--evaluate", help="Ask both models again, on the engine, instead of what was measured.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(gate)
+
+
+def gate(
+    run_id: Annotated[str, typer.Argument(metavar="RUN")], evaluate: EvaluateOption = False, as_json: JsonFlag = False
+) -> None:
+    """Judge a run's candidate by the settings as they are now, check by check; exit code 1 unless it passes.
+
+    Where the run's directory is on this machine a report is written into it, as a page; elsewhere the verdict that was
+    recorded is shown. Nothing else changes: what was published stays published.
+    """
+    settings = current_settings()
+    with current_database(settings) as database:
+        run = get_run(database, run_id)
+    directory = settings.retrain.runs_dir.absolute() / run.id
+    recorded = run.detail.get("gate")
+    report = judged(settings, directory, _measured(settings, run, directory, again=evaluate)) or recorded
+    if report is None:
+        raise NegativeVerdict(f"run {run_id} has not reached the gate: it is {run.status.value} at {run.step}")
+    if as_json:
+        print_fields({**report, "recorded_verdict": recorded and recorded["verdict"]}, as_json=True)
+    else:
+        for line in lines_of(report, recorded):
+            typer.echo(line)
+    if report["verdict"] != "pass":
+        raise NegativeVerdict(f"run {run_id}: the gate says {report['verdict']}")
+
+
+def lines_of(report: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> Iterator[str]:
+    """The report for a terminal.
+
+    >>> list(lines_of({"verdict": "pass", "checks": []}, {"verdict": "fail"}))
+    ['pass', 'recorded when the round was run: fail']
+    """
+    yield f"{report['verdict']}"
+    for check in report["checks"]:
+        veto = "" if check.get("is_required", True) else " (a veto only)"
+        yield f"  {check['verdict']:<12}{check['reason']}{veto}"
+    if recorded and recorded["verdict"] != report["verdict"]:
+        yield f"recorded when the round was run: {recorded['verdict']}"
+    if report.get("page"):
+        yield f"report: {report['page']}"
+
+
+def judged(settings: Settings, directory: Path, measurements: Measurements | None) -> dict[str, Any] | None:
+    """What today's settings make of measurements, with the page that was written; None without measurements."""
+    if measurements is None:
+        return None
+    from retrain.gate import judge, report_as_dict
+    from retrain.gate_report import write_page
+
+    report = judge(measurements, settings.retrain.gate)
+    try:
+        page: Path | None = write_page(directory, report, measurements, settings.retrain)
+    except OSError as exc:
+        log.warning("no_page", reason=str(exc))
+        page = None
+    return {**report_as_dict(report), "page": str(page) if page else None}
+
+
+def _measured(settings: Settings, run: Run, directory: Path, *, again: bool) -> Measurements | None:
+    if again:
+        return measure_again(settings, run, directory)
+    if not directory.is_dir():
+        return None
+    from retrain.gate_report import read_measurements
+
+    return read_measurements(directory)
+
+
+def measure_again(settings: Settings, run: Run, directory: Path) -> Measurements:
+    """Compare the run's candidate with its parent anew, on the first engine of its alias.
+
+    Raises:
+        NegativeVerdict: the run has trained nothing yet, or its directory is not here.
+        PawlError: something could not be measured.
+    """
+    from pawl.cli.learning import toxicity_scorer
+    from retrain.examination import examine, plan_of
+    from retrain.gate_report import contenders_of, read_holdout, scratch_for_benchmarks
+    from retrain.pipeline import resolve_base
+
+    contenders = contenders_of(directory)
+    if contenders is None:
+        raise NegativeVerdict(f"run {run.id} has no trained candidate in {directory}")
+    base = resolve_base(settings, run.alias)
+    holdout = read_holdout(directory)
+    plan = plan_of(settings, run.alias, base, contenders, holdout)
+    rank = settings.engine.max_lora_rank
+    with _served(plan.engine_url, contenders, base[1], rank), scratch_for_benchmarks() as scratch:
+        return examine(settings, plan, holdout, toxicity_scorer(settings), scratch).measurements
+
+
+@contextmanager
+def _served(url: str, contenders: Sequence[Contender], base: str, max_rank: int) -> Iterator[None]:
+    """Both models on one engine; what was not there before is taken out again."""
+    engine = Engine(url)
+    try:
+        before = engine.served()
+        adapters = [(one.name, one.adapter) for one in contenders if one.adapter is not None]
+        for name, path in adapters:
+            load_verified([engine], name, path, base, max_rank=max_rank)
+        try:
+            yield
+        finally:
+            for name, _ in adapters:
+                if name not in before:
+                    engine.unload(name)
+    finally:
+        engine.close()

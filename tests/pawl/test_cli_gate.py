@@ -1,0 +1,127 @@
+"""`pawl gate`: what was measured, judged by today's settings; a page beside the run; both models asked again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pawl import registry
+from pawl.cli import learning
+from pawl.database import Database
+from pawl.registry import RunStatus
+from retrain.gate import judge, report_as_dict
+from retrain.measurements import Measurements, to_json
+from tests.pawl.conftest import Cli
+from tests.retrain.fake_engine import FakeEngine, serving
+from tests.retrain.sealed_samples import sealed_adapter
+from tests.retrain.test_gate import GOOD, SETTINGS, rates
+
+SILENT = "http://127.0.0.1:9"
+
+
+def add_run(database: Database, measurements: Measurements | None) -> str:
+    """A run that came as far as the gate, with what it recorded."""
+    run = registry.create_run(database, "assistant", "2026-W01", epoch=1, now=1.0)
+    detail = {} if measurements is None else {"gate": dict(report_as_dict(judge(measurements, SETTINGS)))}
+    registry.update_run(database, run, now=2.0, step="gate", status=RunStatus.PASSED, detail=detail)
+    return run.id
+
+
+def add_files(directory: Path, run: str, measurements: Measurements) -> Path:
+    evaluated = directory / "var" / "runs" / run / "evaluate"
+    evaluated.mkdir(parents=True)
+    (evaluated / "measurements.json").write_text(to_json(measurements))
+    return evaluated.parent
+
+
+def test_a_run_that_passed_is_judged_again_and_has_a_page(cli: Cli, shared: Database, tmp_path: Path) -> None:
+    run = add_run(shared, GOOD)
+    directory = add_files(tmp_path, run, GOOD)
+    said = cli("gate", run)
+    assert (said.code, said.err) == (0, "")
+    first, *checks, page = said.out.splitlines()
+    assert first == "pass"
+    assert {line.split()[0] for line in checks} == {"pass"}
+    assert page == f"report: {directory / 'gate.html'}"
+    assert "The gate says" in (directory / "gate.html").read_text()
+
+
+def test_today_s_settings_decide_and_what_was_recorded_is_said(
+    cli: Cli, shared: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = add_run(shared, GOOD)
+    add_files(tmp_path, run, GOOD)
+    monkeypatch.setenv("PAWL_RETRAIN__GATE__KL_PARENT_LIMIT", "0.001")
+    said = cli("gate", run)
+    assert said.code == 1
+    assert said.out.splitlines()[0] == "fail"
+    assert "recorded when the round was run: pass" in said.out
+    assert "the gate says fail" in said.err
+    told = cli("gate", run, "--json").json()
+    assert (told["verdict"], told["recorded_verdict"]) == ("fail", "pass")
+    assert {check["name"] for check in told["checks"] if check["verdict"] == "fail"} == {"kl_parent"}
+
+
+def test_without_the_run_s_directory_what_was_recorded_is_shown(cli: Cli, shared: Database) -> None:
+    run = add_run(shared, replace(GOOD, toxicity=rates(300, 10, 200)))
+    said = cli("gate", run)
+    assert said.code == 1
+    assert said.out.splitlines()[0] == "fail"
+    assert "report:" not in said.out
+
+
+@pytest.mark.parametrize("options", [(), ("--evaluate",), ("--json",)])
+def test_a_run_that_has_trained_nothing_has_no_verdict(cli: Cli, shared: Database, options: tuple[str, ...]) -> None:
+    said = cli("gate", add_run(shared, None), *options)
+    assert (said.code, said.out) == (1, "")
+    assert len(said.err.splitlines()) == 1
+
+
+def test_a_veto_that_cannot_tell_is_marked(cli: Cli, shared: Database, tmp_path: Path) -> None:
+    measured = replace(GOOD, by_source={"edit": rates(5, 3, 2)})
+    run = add_run(shared, measured)
+    add_files(tmp_path, run, measured)
+    said = cli("gate", run)
+    assert said.code == 0
+    assert [line.endswith("(a veto only)") for line in said.out.splitlines() if "by edit" in line] == [True]
+
+
+@pytest.fixture
+def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FakeEngine]:
+    request.getfixturevalue("cli")  # It writes the configuration that this changes.
+    with serving(FakeEngine(base="base-model")) as served:
+        config = tmp_path / "pawl.yaml"
+        probes = "".join(f"  {kind}_probes: {tmp_path}/{kind}.json\n" for kind in ("harmful", "benign"))
+        more = f"engine: {{model: base-model}}\nretrain:\n{probes}"
+        config.write_text(config.read_text().replace(SILENT, served.url) + more)
+        for kind in ("harmful", "benign"):
+            (tmp_path / f"{kind}.json").write_text(json.dumps([f"{kind} request {n}" for n in range(5)]))
+        yield served
+
+
+def test_both_models_are_asked_again(
+    cli: Cli, shared: Database, tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The candidate, which a rejected round has taken out of the engine, is loaded for it and taken out again."""
+    monkeypatch.setattr(learning, "toxicity_scorer", lambda _settings: None)
+    run = add_run(shared, GOOD)
+    directory = add_files(tmp_path, run, GOOD)
+    adapter = sealed_adapter(tmp_path / "adapters", base="base-model")
+    for step, manifest in (
+        ("mine", {"parent": "base-model", "parent_path": None}),
+        ("train", {"model": adapter.name, "path": str(adapter.path)}),
+    ):
+        (directory / step).mkdir()
+        (directory / step / "manifest.json").write_text(json.dumps(manifest))
+    told = cli("gate", run, "--evaluate", "--json")
+    assert told.code == 1
+    found = {check["name"]: check for check in told.json()["checks"]}
+    assert found["harmful_refusal"]["n_prompts"] == 5
+    assert found["kl_base"]["n_prompts"] == 5
+    assert "was not measured" in found["toxicity"]["reason"]
+    assert engine.loads == engine.unloads == [adapter.name]
+    assert {body["model"] for body in engine.bodies} == {"base-model", adapter.name}
