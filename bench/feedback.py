@@ -56,7 +56,7 @@ STORED, KEYED, EARLY = "feedback", "feedback, with a key", "feedback, early"
 HEALTH, COMPLETIONS = "health", "completions"
 MEASURES = (STORED, KEYED, EARLY, HEALTH, COMPLETIONS)
 VOTES = frozenset({STORED, KEYED, EARLY})
-QUICK: dict[str, Any] = {"rounds": 1, "seconds": 0.5, "most_per_s": 2000}
+QUICK: dict[str, Any] = {"rounds": 1, "seconds": 1.5, "most_per_s": 2000}
 """To see that everything works, not to quote."""
 
 

@@ -299,6 +299,10 @@ class EngineSettings(Section):
     max_loras: int = 4
     max_cpu_loras: int = 32
     """At least as many as are ever registered: vLLM dies when an evicted adapter's files are gone."""
+    lora_target_modules: list[str] | None = None
+    """The layers that adapters may be on. On a CPU the linear layers of a Llama by default: where the output layer is
+    among them, vLLM 0.32 for CPUs dies of two requests at once if one asks for the log-probabilities of its prompt,
+    as the gate does. On a GPU all that vLLM knows."""
     dtype: str = "auto"
     max_model_len: int | None = None
     gpu_memory_utilization: float | None = None

@@ -13,9 +13,6 @@ from practice.toxicity_checkpoint import ToxicityCheckpoint, ensure_toxicity_che
 ALIAS = "assistant"
 BASE_NAME = "practice-base"
 LORA_RANK = 16
-LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""What adapters are on. The engine is told, or it would look for one on the output layer too: the CPU build of vLLM
-0.32 then dies of two requests at once when one of them asks for log-probabilities of its prompt."""
 
 TRAINING: Mapping[str, Any] = {
     "loss_weights": [1.0, 4.0],
@@ -49,7 +46,6 @@ def engine_tree(model: PracticeModel, port: int) -> dict[str, Any]:
         "max_cpu_loras": 16,
         "max_model_len": 512,
         "shutdown_timeout_s": 2,
-        "extra_args": ["--lora-target-modules", *LAYERS],
     }
 
 

@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
 }
 CPU_CACHE_GIB = "1"
+LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""All but the output layer: see `engine.lora_target_modules`."""
 
 
 def engine_python(settings: EngineSettings) -> Path:
@@ -60,6 +62,8 @@ def engine_command(settings: EngineSettings, model: str, *, on_cpu: bool) -> lis
     flags = ["--enable-lora", "--disable-uvicorn-access-log"]
     if on_cpu:
         flags.append("--enforce-eager")
+    if layers := settings.lora_target_modules or (LLAMA_LAYERS if on_cpu else ()):
+        flags += ["--lora-target-modules", *layers]
     pairs = [text for pair in arguments.items() for text in pair]
     module = [str(engine_python(settings)), "-m", "vllm.entrypoints.openai.api_server"]
     return [*module, *pairs, *flags, *settings.extra_args]

@@ -83,6 +83,7 @@ def test_the_command_on_a_gpu() -> None:
     assert value_of(command, "--gpu-memory-utilization") == "0.8"
     assert "--enable-lora" in command
     assert "--enforce-eager" not in command
+    assert "--lora-target-modules" not in command
     assert command[-2:] == ["--seed", "7"]
 
 
@@ -93,8 +94,10 @@ def test_the_command_on_a_cpu() -> None:
     assert value_of(command, "--max-lora-rank") == "8"
     assert "--enforce-eager" in command
     assert "--gpu-memory-utilization" not in command
-    chosen = engine_command(EngineSettings(dtype="bfloat16"), "model", on_cpu=True)
+    assert "lm_head" not in command[command.index("--lora-target-modules") :]
+    chosen = engine_command(EngineSettings(dtype="bfloat16", lora_target_modules=["c_attn"]), "model", on_cpu=True)
     assert value_of(chosen, "--dtype") == "bfloat16"
+    assert chosen[chosen.index("--lora-target-modules") :] == ["--lora-target-modules", "c_attn"]
 
 
 def test_the_name_is_the_last_part_of_the_model_unless_configured() -> None:
