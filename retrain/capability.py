@@ -18,6 +18,7 @@ from typing import Any
 from monitoring.refusal import strip_thinking
 from retrain.errors import BadData
 from retrain.generations import Probe
+from retrain.line_files import numbered_lines
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,7 @@ def load_tasks(path: Path) -> tuple[Task, ...]:
     Raises:
         BadData: it is something else; says which line.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise BadData(f"cannot read the capability set {path}: {exc}") from exc
-    tasks = tuple(_task(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
-    if not tasks:
-        raise BadData(f"the capability set {path} is empty")
-    return tasks
+    return tuple(_task(line, place) for line, place in numbered_lines(path, "capability set"))
 
 
 def is_solved(task: Task, answer: str) -> bool:

@@ -16,6 +16,7 @@ from feedback.interactions import Message
 from retrain.capability import name_of
 from retrain.errors import BadData
 from retrain.generations import Generation, Probe, Sampling, generate
+from retrain.line_files import numbered_lines
 from retrain.wins import Duel
 
 
@@ -39,14 +40,7 @@ def load_questions(path: Path) -> tuple[Question, ...]:
     Raises:
         BadData: it is something else; says which line.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise BadData(f"cannot read the judged set {path}: {exc}") from exc
-    questions = tuple(_question(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
-    if not questions:
-        raise BadData(f"the judged set {path} is empty")
-    return questions
+    return tuple(_question(line, place) for line, place in numbered_lines(path, "judged set"))
 
 
 def duels_of(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ab_testing.controller import Action
     from ab_testing.experiment import Route
     from ab_testing.replay import Replayed
-    from ab_testing.rollout_store import DecisionRecord
+    from ab_testing.rollout_store import DecisionRecord, Rollout
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Even a version that the gate rejected.")]
@@ -95,17 +95,15 @@ def explain(
 ) -> None:
     """Every decision of a rollout, in plain words; the newest rollout by default."""
     from ab_testing.rollout_orders import explain_rollout
-    from ab_testing.rollout_store import get_rollout, list_decisions, list_rollouts
+    from ab_testing.rollout_store import list_decisions
 
     with current_database(current_settings()) as database:
-        found = [get_rollout(database, rollout_id)] if rollout_id else list_rollouts(database, model)[:1]
-        if not found:
-            raise NegativeVerdict("there is no rollout yet")
+        found = named_or_newest(database, rollout_id, model)
         if as_json:
-            print_fields(explain_rollout(database, found[0]), as_json=True)
+            print_fields(explain_rollout(database, found), as_json=True)
             return
-        records = list_decisions(database, found[0].id)
-    typer.echo(f"{found[0].id}: {found[0].candidate} against {found[0].champion}: {found[0].state.status}")
+        records = list_decisions(database, found.id)
+    typer.echo(f"{found.id}: {found.candidate} against {found.champion}: {found.state.status}")
     for record in records:
         typer.echo(f"  {decision_line(record)}")
 
@@ -118,27 +116,39 @@ def replay_rollout(
 ) -> None:
     """Make every decision again from its recorded inputs; exit code 1 if one comes out otherwise."""
     from ab_testing.replay import Inputs, replay
-    from ab_testing.rollout_store import CONTROLLER, decision_inputs, get_rollout, list_decisions, list_rollouts
+    from ab_testing.rollout_store import CONTROLLER, decision_inputs, list_decisions
 
     with current_database(current_settings()) as database:
-        found = [get_rollout(database, rollout_id)] if rollout_id else list_rollouts(database, model)[:1]
-        if not found:
-            raise NegativeVerdict("there is no rollout yet")
-        records, given = list_decisions(database, found[0].id), decision_inputs(database, found[0].id)
+        found = named_or_newest(database, rollout_id, model)
+        records, given = list_decisions(database, found.id), decision_inputs(database, found.id)
     if any(record.actor == CONTROLLER and record.id not in given for record in records):
-        raise NegativeVerdict(f"{found[0].id} has decisions from before their inputs were kept; it cannot be replayed")
+        raise NegativeVerdict(f"{found.id} has decisions from before their inputs were kept; it cannot be replayed")
     inputs = {key: Inputs.from_json(value) for key, value in given.items()}
-    remade = list(replay(found[0], [(record, inputs.get(record.id)) for record in records]))
+    remade = list(replay(found, [(record, inputs.get(record.id)) for record in records]))
     rows = [replayed_row(one) for one in remade]
-    ends_alike = not remade or remade[-1].state == found[0].state
+    ends_alike = not remade or remade[-1].state == found.state
     if as_json:
-        print_json({"rollout": found[0].id, "ends_alike": ends_alike, "decisions": rows})
+        print_json({"rollout": found.id, "ends_alike": ends_alike, "decisions": rows})
     else:
         for one in remade:
             typer.echo(f"{'differs' if one.differences else 'same':<8}{decision_line(one.record)}")
     if not ends_alike or any(one.differences for one in remade):
         changed = sum(bool(one.differences) for one in remade)
-        raise NegativeVerdict(f"{found[0].id}: {changed} of {len(remade)} decisions come out otherwise now")
+        raise NegativeVerdict(f"{found.id}: {changed} of {len(remade)} decisions come out otherwise now")
+
+
+def named_or_newest(database: Database, rollout_id: str | None, model: str | None) -> Rollout:
+    """A rollout by its id, else the newest, of one model if it is named.
+
+    Raises:
+        NegativeVerdict: there is none.
+    """
+    from ab_testing.rollout_store import get_rollout, list_rollouts
+
+    found = [get_rollout(database, rollout_id)] if rollout_id else list_rollouts(database, model)[:1]
+    if not found:
+        raise NegativeVerdict("there is no rollout yet")
+    return found[0]
 
 
 def replayed_row(one: Replayed) -> dict[str, object]:
