@@ -127,11 +127,12 @@ def _facts(row: Any) -> tuple[float, ...]:
     is_answered, is_scored = row.status == Status.OK.value, row.is_toxic is not None
     is_harmful = is_scored and bool(row.is_harmful_prompt)
     is_benign = is_scored and not row.is_harmful_prompt
+    is_counted = row.status in COUNTED
     return (
-        row.status in COUNTED,
+        is_counted,
         is_answered,
         row.status == Status.UPSTREAM_ERROR.value,
-        row.served_variant != row.assigned_variant,
+        is_counted and row.served_variant != row.assigned_variant,
         is_scored,
         bool(row.is_toxic),
         is_harmful,
@@ -195,12 +196,12 @@ def _signals(database: Database, experiment: str) -> Iterator[tuple[bytes, int]]
             yield from ((row.id.encode(), _SAID.index("regenerated")) for row in batch)
 
 
-def _place_of(kind: str, value: str) -> int | None:
+def _place_of(kind: str, value: str | None) -> int | None:
     if kind == Signal.EDIT:
         return _SAID.index("edited")
     if kind == Signal.REGENERATE:
         return _SAID.index("regenerated")
-    thumb = thumb_of(kind, read_json(value))
+    thumb = thumb_of(kind, read_json(value or "null"))
     return None if thumb is None else _SAID.index("thumbs_up" if thumb is Thumbs.UP else "thumbs_down")
 
 
@@ -208,8 +209,9 @@ def _live(experiment: str) -> sa.Select[Any]:
     f, newer, i = feedback_events.c, feedback_events.alias("newer").c, interactions.c
     is_newer = sa.or_(newer.created_at > f.created_at, sa.and_(newer.created_at == f.created_at, newer.id > f.id))
     kinds = [Signal.THUMBS, Signal.RATING, Signal.EDIT, Signal.REGENERATE]
+    mark = sa.case((f.type != Signal.EDIT.value, f.value)).label("value")  # An edit's would be the user's text.
     return (
-        sa.select(f.interaction_id, f.type, f.value)
+        sa.select(f.interaction_id, f.type, mark)
         .join(interactions, i.id == f.interaction_id)
         .where(i.experiment == experiment, f.type.in_([kind.value for kind in kinds]), sa.not_(f.is_retraction))
         .where(sa.not_(sa.exists().where(newer.feedback_id == f.feedback_id, is_newer)))

@@ -172,6 +172,28 @@ def save_progress(
             _move_candidate(connection, after, ModelState.CHAMPION if is_promoted else ModelState.RETIRED, actor)
 
 
+def read_history(database: Database, rollout_id: str) -> tuple[Rollout, list[DecisionRecord]]:
+    """A rollout and the decisions that led to just this state of it, oldest first, whatever a tick adds meanwhile.
+
+    Raises:
+        NegativeVerdict: there is none of that id.
+    """
+    newest = sa.select(sa.func.max(decisions.c.id)).where(decisions.c.rollout_id == rollout_id).scalar_subquery()
+    # One statement, which sees one moment. Decisions of a rollout are added one after the other, and never changed.
+    row = database.first_row(sa.select(rollouts, newest.label("newest")).where(rollouts.c.id == rollout_id))
+    if row is None:
+        raise NegativeVerdict(f"there is no rollout {rollout_id}")
+    records = list_decisions(database, rollout_id)
+    return _rollout(row), [record for record in records if record.id <= (row["newest"] or 0)]
+
+
+def newest_reason(database: Database, rollout_id: str) -> str:
+    """Why a rollout stands where it does; empty before its first decision."""
+    query = sa.select(decisions.c.reason).where(decisions.c.rollout_id == rollout_id).order_by(decisions.c.id.desc())
+    with database.read() as connection:
+        return connection.execute(query.limit(1)).scalar() or ""
+
+
 def list_decisions(database: Database, rollout_id: str) -> list[DecisionRecord]:
     """A rollout's history, oldest first."""
     query = sa.select(decisions).where(decisions.c.rollout_id == rollout_id).order_by(decisions.c.id)

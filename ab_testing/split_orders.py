@@ -17,8 +17,11 @@ from pawl.clock import Clock
 from pawl.database import Database
 from pawl.errors import ConfigurationError, NegativeVerdict, UnknownModel
 from pawl.registry import ModelState
-from pawl.schema import interactions
+from pawl.schema import audit_events, interactions
 from pawl.settings import ModelSettings, Settings
+
+START = "experiment.start"
+"""In the audit trail."""
 
 
 def start_split(
@@ -52,7 +55,7 @@ def start_split(
     if current.experiment is not None:
         raise NegativeVerdict(f"{alias} has the experiment {current.experiment.key} running")
     shares = {variant.name: f"{variant.model}:{variant.weight:g}" for variant in split.variants}
-    event = AuditEvent(clock(), actor, "experiment.start", key, {"alias": alias, **shares})
+    event = AuditEvent(clock(), actor, START, key, {"alias": alias, **shares})
     return _write(database, Route(alias, current.version, current.champion, split), event)
 
 
@@ -81,6 +84,8 @@ def stop_split(database: Database, alias: str, key: str | None, *, actor: str, c
 def _write(database: Database, route: Route, event: AuditEvent) -> Route:
     epoch = leases.epoch_of(database, f"rollout/{route.alias}")
     with database.write() as connection:
+        if event.action == START:
+            _check_key(connection, event.subject)
         written = write_route(connection, route, epoch=epoch, at=event.at)
         note(connection, event)
     return written
@@ -92,11 +97,18 @@ def _check_alias(database: Database, served: ModelSettings, alias: str, key: str
     if (running := running_rollout(database, alias)) is not None:
         raise NegativeVerdict(f"{alias} has a running rollout: {running.id}")
     with database.read() as connection:
-        used = connection.execute(
-            sa.select(interactions.c.id).where(interactions.c.experiment == key).limit(1)
-        ).scalar()
-    if used is not None:
-        raise NegativeVerdict(f"there are answers of an experiment {key} already: a new one needs a new key")
+        _check_key(connection, key)
+
+
+def _check_key(connection: sa.Connection, key: str) -> None:
+    """Of one that was ended a moment ago the answers may not have come in yet, but the audit trail has it."""
+    noted, answered = audit_events.c, interactions.c
+    traces = (
+        sa.select(noted.id).where(noted.subject == key, noted.action == START),
+        sa.select(answered.id).where(answered.experiment == key),
+    )
+    if any(connection.execute(query.limit(1)).first() is not None for query in traces):
+        raise NegativeVerdict(f"there was an experiment {key} already: a new one needs a new key")
 
 
 def _check_model(database: Database, settings: Settings, alias: str, name: str) -> None:

@@ -135,7 +135,9 @@ def check_servable(config: Mapping[str, Any], max_rank: int | None) -> None:
         raise BadAdapter(f"init_lora_weights={config['init_lora_weights']!r} changes the base; it cannot be served")
     if not _is_names(config.get("target_modules")):
         raise BadAdapter("target_modules is not a list of layer names")
-    for rank in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
+    if not isinstance(patterns := config.get("rank_pattern") or {}, dict):
+        raise BadAdapter("rank_pattern is not an object of ranks by layer")
+    for rank in (config.get("r"), *patterns.values()):
         if not isinstance(rank, int) or rank < 1:
             raise BadAdapter(f"{rank!r} is no rank")
         if max_rank is not None and rank > max_rank:

@@ -27,6 +27,8 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 LIST_TIMEOUT_S = 10.0
 """For what an engine answers without its model."""
+BUSY = (429, 502, 503, 504)
+"""Answers that say nothing about an adapter: the engine, or what stands before it, has no time just now."""
 ADAPTERS_IN_USE = "vllm:lora_requests_info"
 """A gauge whose labels name adapters, and whose value is when that was so."""
 
@@ -140,6 +142,8 @@ class Engine:
             response = self._client.request(method, path, json=body, timeout=timeout)
         except httpx2.TransportError as exc:
             raise self._unreachable(path, exc) from exc
+        if response.status_code in BUSY:
+            raise Unreachable(f"{self.url}{path}: {response.status_code} {response.text[:300]}")
         if response.status_code != 200:
             raise PublishFailed(f"{self.url}{path}: {response.status_code} {response.text[:300]}")
         return _object(response) if response.headers.get("content-type", "").startswith("application/json") else {}

@@ -99,13 +99,15 @@ def create_run(database: Database, alias: str, cycle: str, *, epoch: int, now: f
     Raises:
         RunConflict: the cycle has its run already.
     """
+    of_cycle = sa.select(runs.c.id).where(runs.c.alias == alias, runs.c.cycle == cycle)
     with database.write() as connection:
-        known = connection.execute(sa.select(runs.c.id)).scalars()
-        number = 1 + max((int(run_id.removeprefix("r")) for run_id in known), default=0)
-        run = Run(f"r{number:04d}", alias, cycle, RunStatus.RUNNING, "", {}, epoch, now, now)
-        if not database.insert_new(connection, runs, [_row(run, "detail")]):
-            raise RunConflict(f"{alias} already has a run for cycle {cycle}")
-    return run
+        while connection.execute(of_cycle).first() is None:
+            known = connection.execute(sa.select(runs.c.id)).scalars()
+            number = 1 + max((int(run_id.removeprefix("r")) for run_id in known), default=0)
+            run = Run(f"r{number:04d}", alias, cycle, RunStatus.RUNNING, "", {}, epoch, now, now)
+            if database.insert_new(connection, runs, [_row(run, "detail")]):
+                return run  # Else another alias's run, begun in the same moment, has the number.
+    raise RunConflict(f"{alias} already has a run for cycle {cycle}")
 
 
 def find_run(database: Database, alias: str, cycle: str) -> Run | None:
@@ -360,8 +362,8 @@ def models_after(connection: sa.Connection, run_id: str) -> dict[str, str | None
 def mark_erased(connection: sa.Connection, run_id: str, n_pairs: int, *, now: float) -> list[str]:
     """Write into the records of a run's models, and of their descendants, that pairs they learned from were erased."""
     after = models_after(connection, run_id)
-    query = sa.select(models.c.name, models.c.manifest).where(models.c.name.in_(list(after))).with_for_update()
-    for name, text in connection.execute(query).all():
+    query = sa.select(models.c.name, models.c.manifest).where(models.c.name.in_(list(after))).order_by(models.c.name)
+    for name, text in connection.execute(query.with_for_update()).all():
         manifest = json.loads(text)
         mark = {"pairs": 0, "through": None, **manifest.get("erased", {}), "at": now}
         mark |= {"pairs": mark["pairs"] + n_pairs} if after[name] is None else {"through": after[name]}

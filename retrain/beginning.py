@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ab_testing.rollout_store import list_rollouts
 from pawl import registry
 from pawl.database import Database
 from pawl.registry import Model, ModelState
@@ -28,7 +29,9 @@ def read_plan(frozen: dict[str, Any] | None, *, has_parent: bool) -> Plan:
 
 
 def refused_drifts(database: Database, parent: Model) -> list[Drift]:
-    """How far candidates went that continued this parent and were rejected, by the gate or by users."""
-    refused = registry.list_models(database, parent.alias, ModelState.REJECTED)
+    """How far candidates went that continued this parent and were rejected by the gate, or rolled back."""
+    rolled_back = {one.candidate for one in list_rollouts(database, parent.alias) if one.state.status == "rolled_back"}
+    models = registry.list_models(database, parent.alias)
+    refused = [one for one in models if one.state == ModelState.REJECTED or one.name in rolled_back]
     records = [read_record(model.manifest) for model in refused if model.parent == parent.name]
     return [record.drift for record in records if record and record.start == Start.CONTINUE and record.drift]

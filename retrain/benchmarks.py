@@ -135,7 +135,7 @@ def _subtasks(output: Path, task: str) -> Iterator[str]:
 
 def _scores(path: Path) -> Iterator[tuple[str, float]]:
     first_filter: object = None
-    for number, line in enumerate(path.read_text().splitlines()):
+    for number, line in enumerate(path.read_text().rstrip("\n").split("\n")):
         row = _object(line)
         first_filter = row.get("filter") if number == 0 else first_filter
         metrics = row.get("metrics") or [None]

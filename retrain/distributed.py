@@ -78,12 +78,22 @@ def train(
             report(LoggedStep(message["step"], message["n_steps"], message["values"]))
 
     with sigterm_noted() as termination:
-        order = JOB.dump_json(job)
+        order = order_of(job)
         run_ranks(_command(settings), group, logs, on_message, order=order, termination=termination)
     if not results:
         raise ProcessLost(f"the training processes ended without a result; see {logs}")
     shutil.rmtree(logs)
     return results[0]
+
+
+def order_of(job: Job) -> bytes:
+    """One line of JSON, by the standard library: pydantic's writer and reader refuse half a surrogate in a text."""
+    return json.dumps(JOB.dump_python(job, mode="json")).encode()
+
+
+def job_of(order: bytes) -> Job:
+    """What `order_of` wrote."""
+    return JOB.validate_python(json.loads(order))
 
 
 def join(settings: DistributedSettings, logs: Path) -> None:

@@ -53,7 +53,7 @@ from retrain.dataset import TrainingExample, canonical_json
 from retrain.errors import TrainingFailed, TrainingInterrupted
 from retrain.lora import adapter_shape
 from retrain.objectives import Family, Objective, choose_objective, kto_weights
-from retrain.process_group import check_ranks_agree, from_first, is_first, trained_weights
+from retrain.process_group import check_ranks_agree, from_first, is_first, n_processes, trained_weights
 from retrain.progress import LoggedStep, Report, ignore, written_to
 from retrain.termination import Termination, sigterm_noted
 from retrain.trainers import PairTrainer, ReferenceFreeTrainer, ThumbsTrainer, Watch
@@ -67,6 +67,8 @@ WARMUP_SHARE = 0.1
 LIBRARIES = ("trl", "transformers", "peft", "torch", "accelerate", "datasets")
 WITHOUT_EFFECT = {"checkpoint_steps", "metrics_file", "guards", "threads"}
 """Settings that may change between a killed training and its continuation."""
+OVER_A_BATCH = {"aot", "aot_unpaired"}
+"""Losses of TRL's that compare a batch's answers with one another."""
 Trainer = PairTrainer | ReferenceFreeTrainer | ThumbsTrainer
 Row = dict[str, Any]
 
@@ -274,9 +276,10 @@ def _trainer(run: DPORun, rows: Sequence[Row], report: Report) -> Trainer:
 def _speed(run: DPORun) -> Speed:
     training, is_paired = run.training, run.objective.family is Family.PAIRED
     keeps = training.cache_reference and is_paired
+    # The likelihood terms of those without a reference are means over a batch's tokens, which sorting would shift.
+    is_sortable = is_paired and OVER_A_BATCH.isdisjoint(run.objective.losses)
     return Speed(
-        # The likelihood terms of the others are means over a batch's tokens, which sorting would shift.
-        bucket_steps=training.bucket_steps if is_paired else 0,
+        bucket_steps=training.bucket_steps if is_sortable else 0,
         share_prompts=training.share_prompts,
         reference_file=run.output_dir / "reference.safetensors" if keeps else None,
         base_sha=from_first(base_fingerprint(run.base_model) if keeps and is_first() else ""),
@@ -293,7 +296,7 @@ def _arguments(run: DPORun, n_rows: int) -> dict[str, Any]:
     """What every trainer is told."""
     training = run.training
     on_gpu = torch.cuda.is_available()
-    batch = training.batch_size * training.gradient_accumulation_steps
+    batch = training.batch_size * training.gradient_accumulation_steps * n_processes()
     n_steps = math.ceil(n_rows / batch * training.epochs)
     return {
         "output_dir": str(run.checkpoints),
@@ -305,7 +308,8 @@ def _arguments(run: DPORun, n_rows: int) -> dict[str, Any]:
         "activation_checkpointing": training.gradient_checkpointing,
         "max_length": training.max_length,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": WARMUP_SHARE,
+        # A share is rounded up, and the first step of a warm-up has no rate: a single step would learn nothing.
+        "warmup_steps": WARMUP_SHARE if n_steps > 1 else 0,
         "logging_steps": max(1, n_steps // MAX_LOGGED_STEPS),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # It would hide from the guards what they look for.

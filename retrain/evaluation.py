@@ -220,7 +220,9 @@ def measure_capability(plan: EvaluationPlan) -> Paired | None:
 
 def duels(plan: EvaluationPlan, answers: Sequence[ScoredAnswer]) -> list[Duel]:
     """The first answers of both to prompts that a judge may be shown: users' own only if the settings say so."""
-    shown = plan.probes.harmless if plan.gate.judge_users else plan.probes.benign
+    benign = plan.probes.benign
+    of_users = plan.probes.harmless[len(benign) :] if plan.gate.judge_users else ()
+    shown = [*_alternating(of_users, benign)]
     first = {(a.generation.model, a.generation.probe_id): a.generation for a in answers if a.generation.sample == 0}
     found = []
     for probe in shown[: plan.gate.judge_prompts]:

@@ -1,8 +1,8 @@
 """Training on the model's own answers with TRL: better ones than the others to the same prompt become likelier.
 
 GRPO (Shao et al. 2024, "DeepSeekMath", section 4.1): several answers to each prompt are drawn and scored, and each is
-worth its score less the group's mean. The loss adds up tokens over the batch instead of within each answer, so that
-long bad answers are not let off lightly (Yu et al. 2025, "DAPO", eq. 12).
+worth its score less the group's mean, in standard deviations of the group. The loss adds up tokens over the batch
+instead of within each answer, so that long bad answers are not let off lightly (Yu et al. 2025, "DAPO", eq. 12).
 """
 
 from __future__ import annotations

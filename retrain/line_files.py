@@ -15,7 +15,7 @@ def numbered_lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
         BadData: the file cannot be read, or holds nothing.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().split("\n")  # Not `splitlines`: JSON may hold other line ends as they are.
     except (OSError, UnicodeDecodeError) as exc:
         raise BadData(f"cannot read the {what} {path}: {exc}") from exc
     if not any(map(str.strip, lines)):

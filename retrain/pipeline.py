@@ -322,7 +322,8 @@ class _Round:
             mixed = Mixed(swap_preferences(mixed.examples), mixed.counts, mixed.shortfalls)
         check_no_leak(mixed.examples, holdout)
         if leaks := find_leaks(split.training, split.holdout, rules):
-            raise DataLeak(f"{len(leaks)} things of the hold-out are in the training set, first {leaks[0]}")
+            first = f"{leaks[0].kind} of pair {leaks[0].pair_id}"  # Not what it is: users have names.
+            raise DataLeak(f"{len(leaks)} things of the hold-out are in the training set, first the {first}")
         _write_lines(directory / "training.jsonl", mixed.examples)
         _write_lines(directory / "holdout.jsonl", holdout)
         is_swapped = self.options.swap_preferences
@@ -471,7 +472,11 @@ class _Round:
         """Put both contenders into the engines; the parent may be missing from one that was restarted."""
         if mined["parent_path"]:
             load_verified(engines, mined["parent"], Path(mined["parent_path"]), self.base_served)
-        load_verified(engines, adapter.name, adapter.path, self.base_served)
+        self._prove(engines, adapter)
+
+    def _prove(self, engines: Sequence[Engine], adapter: Adapter) -> None:
+        rank, sha256 = self.settings.engine.max_lora_rank, adapter.sha256
+        load_verified(engines, adapter.name, adapter.path, self.base_served, max_rank=rank, sha256=sha256)
 
     def _evaluate(self, directory: Path) -> Manifest:
         mined, trained = self._manifest("mine"), self._manifest("train")
@@ -495,11 +500,15 @@ class _Round:
 
     def _publish(self, engines: Sequence[Engine], adapter: Adapter) -> Manifest:
         """Again, on every replica: one may have been restarted since the evaluation."""
-        load_verified(engines, adapter.name, adapter.path, self.base_served)
+        self._prove(engines, adapter)
         return {"model": adapter.name, "engines": [engine.url for engine in engines]}
 
     def _canary(self, adapter: Adapter) -> Manifest:
-        """Safe to repeat: a round may have been killed after the rollout was opened, even after it ended."""
+        """Safe to repeat: a round may have been killed after the rollout was opened, even after it ended.
+
+        Which pairs it used is known before: whoever promotes it marks them, though the round has not ended.
+        """
+        self._record("canary", RunStatus.RUNNING, {"new_pair_ids": self._new_pair_ids()})
         try:
             rollout = self.inputs.open_canary(adapter.name) if self.inputs.open_canary else None
         except CanaryTaken as exc:
@@ -512,8 +521,10 @@ class _Round:
 
     def _reject(self, engines: Sequence[Engine], gate: Manifest) -> RunOutcome:
         name = self._manifest("train")["model"]
-        registry.set_state(self.database, name, ModelState.REJECTED, now=self.inputs.now())
-        unload_everywhere(engines, name)
+        still = (ModelState.CANDIDATE,)  # A person may have sent it out after all, before a killed round went on.
+        registry.set_state(self.database, name, ModelState.REJECTED, now=self.inputs.now(), expected=still)
+        if registry.get_model(self.database, name).state == ModelState.REJECTED:
+            unload_everywhere(engines, name)
         return self._finish(_STATUS[Verdict(gate["report"]["verdict"])])
 
     def _beginning(self) -> tuple[dict[str, str | None], dict[str, Any]]:
@@ -553,7 +564,7 @@ class _Round:
 
     def _originals(self) -> list[TrainingExample]:
         path = self.retrain.original_preferences
-        return parse_originals(path.read_text().splitlines()) if path else []
+        return parse_originals(path.read_text().split("\n")) if path else []
 
     def _pairs(self, name: str) -> list[PreferencePair]:
         return [_pair(row) for row in _read_lines(self.directory / "mine" / f"{name}.jsonl")]
@@ -651,9 +662,13 @@ class _Round:
         self._record(self.run.step, status, detail)
         return outcome
 
+    def _new_pair_ids(self) -> list[str]:
+        """The new pairs of the training set."""
+        built = set(self._manifest("build").get("pair_ids", ()))
+        return [pair.id for pair in self._pairs("new") if pair.id in built]
+
     def _outcome(self, status: RunStatus) -> RunOutcome:
         mined, gate, canary = (self._manifest(step) for step in ("mine", "gate", "canary"))
-        built = set(self._manifest("build").get("pair_ids", ()))
         report = gate.get("report")
         return RunOutcome(
             run_id=self.run.id,
@@ -661,7 +676,7 @@ class _Round:
             model=self._manifest("train").get("model"),
             parent=str(mined.get("parent", "")),
             directory=self.directory,
-            new_pair_ids=tuple(pair.id for pair in self._pairs("new") if pair.id in built),
+            new_pair_ids=tuple(self._new_pair_ids()),
             gate=report,
             rollout_id=canary.get("rollout_id"),
             reason=_reason(status, mined, gate, canary),

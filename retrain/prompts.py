@@ -42,7 +42,7 @@ def _rows(text: str) -> list[Any]:
     except ValueError:
         pass
     try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except ValueError as exc:
         raise BadData("prompts: neither a JSON list nor JSON lines") from exc
 

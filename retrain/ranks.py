@@ -149,8 +149,10 @@ def _messages(ranks: Sequence[_Rank]) -> queue.Queue[tuple[_Rank, Message]]:
 
 
 def _read(rank: _Rank, arrived: queue.Queue[tuple[_Rank, Message]]) -> None:
-    with suppress(ValueError):  # Closed from here, when all is over.
-        for line in rank.process.stdout or ():
+    if (said := rank.process.stdout) is None:
+        return
+    with said:  # Closed from here: whoever closes a pipe waits for the thread that reads it.
+        for line in said:
             if (message := _parsed(line)) is not None:
                 arrived.put((rank, message))
 
@@ -197,9 +199,14 @@ def _note_failures(ranks: Sequence[_Rank]) -> bool:
 def _pass_on(
     messages: queue.Queue[tuple[_Rank, Message]], on_message: Callable[[Message], None], wait_s: float
 ) -> None:
+    """What has arrived, and what arrives in so long; not longer, however much is said."""
+    until = time.monotonic() + wait_s
     try:
         while True:
-            rank, message = messages.get(timeout=wait_s) if wait_s else messages.get_nowait()
+            left = until - time.monotonic()
+            if wait_s and left <= 0:
+                return
+            rank, message = messages.get(timeout=left) if wait_s else messages.get_nowait()
             if "error" in message:
                 rank.error = message
             else:
@@ -209,7 +216,12 @@ def _pass_on(
 
 
 def _when(rank: _Rank) -> float:
-    """When it failed. One that was killed is the cause of whatever the others then said, though it said nothing."""
+    """When it failed. One that was killed is the cause of whatever the others then said, though it said nothing.
+
+    A verdict on the training follows from nobody else's failure; the others may leave because of it, and be first.
+    """
+    if (rank.error or {}).get("kind") == TrainingFailed.__name__:
+        return -math.inf
     if rank.failed_at is not None and rank.process.returncode < 0:
         return 0.0
     said = (rank.error or {}).get("at")
@@ -238,7 +250,7 @@ def _end(ranks: Sequence[_Rank]) -> None:
     _signal_all(ranks, signal.SIGKILL)
     for rank in ranks:
         rank.process.wait()
-        for pipe in (rank.process.stdin, rank.process.stdout):
+        for pipe in (rank.process.stdin, None if rank.reader else rank.process.stdout):
             if pipe is not None:
                 with suppress(OSError):  # What it did not read any more.
                     pipe.close()

@@ -8,6 +8,7 @@ directory that nobody looks at: the next holder has renamed it, or started one o
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -28,6 +29,8 @@ ROWS = ".jsonl"
 """Files from which erasure takes rows of people."""
 OPAQUE = (".parquet", ".arrow")
 """Files that erasure deletes as a whole."""
+PUT_BY_ANOTHER = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)
+"""What the system says when the place is taken, or the directory is a later holder's now."""
 CHUNK_BYTES = 1 << 20
 ROW_DIGEST_BYTES = 8
 Manifest = Mapping[str, Any]
@@ -133,6 +136,8 @@ def _put_in_place(part: Path, directory: Path) -> None:
     try:
         part.rename(directory)
     except OSError as exc:
+        if exc.errno not in PUT_BY_ANOTHER:
+            raise  # A volume that is read-only, say: what was done is kept, to be put in place another time.
         raise StaleWrite(f"{directory} has been put there by another process meanwhile") from exc
 
 

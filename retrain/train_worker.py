@@ -47,7 +47,7 @@ def _work(options: Mapping[str, object], said: TextIO) -> None:
         _say(said, step=logged.step, n_steps=logged.n_steps, values=dict(logged.values))
 
     with process_group(float(str(options["timeout_s"]))):
-        job = distributed.JOB.validate_json(from_first(order))
+        job = distributed.job_of(from_first(order))
         run = job.run if is_first() else _unseen(job.run)
         shown = report if is_first() else ignore
         result = dpo.train(run, job.examples, shown, unpaired=job.unpaired, resume=job.resume)

@@ -24,6 +24,8 @@ log = structlog.get_logger()
 LEASE = "adapters"
 KEEP_S = 10.0
 """Between two looks."""
+LEASE_S = 150.0
+"""Longer than a look takes with a replica that hangs: two workers at once would tidy each other's trial names away."""
 ROUTE_LAG_S = 30.0
 """Gateways read the routing table every half second; one that was cut off from the database may be later."""
 
@@ -41,7 +43,7 @@ class AdapterKeeper:
 
     def has_duty(self) -> bool:
         """Whether it is this worker that looks after the replicas now."""
-        ttl_s = max(self._settings.worker.lease_s, 3 * KEEP_S)
+        ttl_s = max(self._settings.worker.lease_s, LEASE_S)
         if leases.acquire(self._database, LEASE, self._holder, ttl_s=ttl_s, now=self._clock()) is not None:
             return True
         self._proven = {}

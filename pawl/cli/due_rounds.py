@@ -13,7 +13,7 @@ from pawl.database import Database
 from pawl.errors import Unreachable
 from pawl.registry import list_runs, unfinished_run
 from pawl.round_alarms import firing_alarms
-from pawl.round_checks import newest_answer
+from pawl.round_checks import Check, newest_answer
 from pawl.round_due import Decision, Facts, Needs, decide
 from pawl.settings import AlarmSettings, RetrainSettings, Settings
 
@@ -61,6 +61,13 @@ def answered(database: Database, alias: str, moment: float) -> str | None:
     A round that was begun for it and is unfinished is to be resumed.
     """
     newest = newest_answer(database, alias)
-    if newest is None or newest.moment is None or newest.moment < moment or unfinished_run(database, alias):
+    if newest is None or newest.moment is None or newest.moment < moment or is_owed(database, newest):
         return None
     return newest.reason
+
+
+def is_owed(database: Database, answer: Check) -> bool:
+    """Whether there is a round to be brought to its end, or one that was due and whose process died before it began."""
+    if unfinished_run(database, answer.alias) is not None:
+        return True
+    return answer.is_due and all(run.updated_at < answer.at for run in list_runs(database, answer.alias))

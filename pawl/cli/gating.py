@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,17 +123,11 @@ def measure_again(settings: Settings, run: Run, directory: Path) -> Measurements
 @contextmanager
 def _served(url: str, contenders: Sequence[Contender], base: str, max_rank: int) -> Iterator[None]:
     """Both models on one engine; what was not there before is taken out again."""
-    engine = Engine(url)
-    try:
+    with closing(Engine(url)) as engine, ExitStack() as stack:
         before = engine.served()
         adapters = [(one.name, one.adapter) for one in contenders if one.adapter is not None]
         for name, path in adapters:
+            if name not in before:  # Noted before it is loaded: what proves to be something else is there, too.
+                stack.callback(engine.unload, name)
             load_verified([engine], name, path, base, max_rank=max_rank)
-        try:
-            yield
-        finally:
-            for name, _ in adapters:
-                if name not in before:
-                    engine.unload(name)
-    finally:
-        engine.close()
+        yield

@@ -116,11 +116,11 @@ def replay_rollout(
 ) -> None:
     """Make every decision again from its recorded inputs; exit code 1 if one comes out otherwise."""
     from ab_testing.replay import Inputs, replay
-    from ab_testing.rollout_store import CONTROLLER, decision_inputs, list_decisions
+    from ab_testing.rollout_store import CONTROLLER, decision_inputs, read_history
 
     with current_database(current_settings()) as database:
-        found = named_or_newest(database, rollout_id, model)
-        records, given = list_decisions(database, found.id), decision_inputs(database, found.id)
+        found, records = read_history(database, named_or_newest(database, rollout_id, model).id)
+        given = decision_inputs(database, found.id)
     if any(record.actor == CONTROLLER and record.id not in given for record in records):
         raise NegativeVerdict(f"{found.id} has decisions from before their inputs were kept; it cannot be replayed")
     inputs = {key: Inputs.from_json(value) for key, value in given.items()}

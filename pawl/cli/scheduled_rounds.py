@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,9 +18,9 @@ import structlog
 
 from pawl import leases
 from pawl.cli.context import config_path
+from pawl.cli.due_rounds import is_owed
 from pawl.clock import Clock
 from pawl.database import Database
-from pawl.registry import unfinished_run
 from pawl.round_checks import Check, add_check, count_answers, newest_answer
 from pawl.round_due import Code, Decision
 from pawl.schedule import last_moment, next_moment
@@ -63,6 +65,8 @@ class ScheduledRounds:
         self._clock = clock
         self._start = start
         self._started: dict[str, _Started] = {}
+        self._starting = threading.Lock()
+        self._is_stopped = False
 
     def look(self, alias: str) -> None:
         """Start what is to be started for an alias now."""
@@ -78,13 +82,16 @@ class ScheduledRounds:
             self._launch(alias, answer.moment)
 
     def stop(self) -> None:
-        """Tell what runs to save its state and leave."""
-        running = [one.process for one in self._started.values() if one.process.poll() is None]
+        """Tell what runs to save its state and leave; nothing is started any more."""
+        with self._starting:
+            self._is_stopped = True
+            running = [one.process for one in self._started.values() if one.process.poll() is None]
         for process in running:
             process.terminate()
+        until = time.monotonic() + STOP_WAIT_S
         for process in running:
             try:
-                process.wait(STOP_WAIT_S)
+                process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
                 log.warning("round_still_stopping", pid=process.pid)
 
@@ -114,13 +121,16 @@ class ScheduledRounds:
         add_check(self._database, alias, decision, at=at, moment=moment)
 
     def _is_to_be_resumed(self, alias: str, answer: Check) -> bool:
-        if unfinished_run(self._database, alias) is None or answer.moment is None:
+        if answer.moment is None or not is_owed(self._database, answer):
             return False
         return count_answers(self._database, alias, answer.moment) < MAX_TRIES
 
     def _launch(self, alias: str, moment: float) -> None:
         before = self._started.get(alias)
         n_failures = before.n_failures if before and before.moment == moment else 0
-        process = self._start(alias, moment)
+        with self._starting:
+            if self._is_stopped:
+                return
+            process = self._start(alias, moment)
+            self._started[alias] = _Started(process, moment, n_failures)
         log.info("scheduled_round_started", model=alias, pid=process.pid)
-        self._started[alias] = _Started(process, moment, n_failures)

@@ -267,7 +267,7 @@ def _prompts(path: Path) -> list[Prompt]:
 
 
 def _lines(path: Path) -> list[str]:
-    return _text(path).splitlines()
+    return _text(path).split("\n")  # JSON may have other separators of lines inside of a text.
 
 
 def _text(path: Path) -> str:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, StringConstraints
 from ab_testing.canary import weight_of
 from ab_testing.controller import Action
 from ab_testing.rollout_orders import carry_out, describe_rollout, explain_rollout, open_rollout
-from ab_testing.rollout_store import Rollout, get_rollout, list_decisions, list_rollouts
+from ab_testing.rollout_store import Rollout, get_rollout, list_rollouts, newest_reason
 from pawl.database import Database
 from pawl.errors import ConfigurationError, NegativeVerdict
 from pawl.registry import get_model
@@ -158,14 +158,13 @@ def verdict_of(database: Database, model: str | None, rollout_id: str | None) ->
     if not rollouts:
         raise NotFound("there is no rollout yet", param="model", code="not_found")
     found = rollouts[0]
-    decisions = list_decisions(database, found.id)
     return {
         "rollout": found.id,
         "candidate": found.candidate,
         "status": found.state.status,
         "weight": weight_of(found.state, found.config),
         "value": (1.0 if found.state.status == "promoted" else -1.0) if found.state.is_final else 0.0,
-        "reason": decisions[-1].reason if decisions else "",
+        "reason": newest_reason(database, found.id),
     }
 
 

@@ -88,6 +88,12 @@ def test_what_has_no_answer_weighs_nothing_but_in_the_errors(
     assert np.isnan([found["tokens"], found["latency_s"]]).all()
 
 
+def test_a_request_that_the_control_refused_as_well_is_no_fallback(database: Database) -> None:
+    save(database, [shown(1, "ann", "treatment", served_variant="control", status=Status.REJECTED)])
+    found = row(read_experiment(database, KEY, now=FOREVER), 1.0)
+    assert (found["counted"], found["fallback"]) == (0, 0)
+
+
 def test_users_count_by_where_they_were_first(database: Database) -> None:
     """Who was first seen outside the zones that are analysed was moved by a later step, and not by chance."""
     save(

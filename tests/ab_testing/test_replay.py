@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ab_testing import rollout_store
 from ab_testing.canary import Health
 from ab_testing.canary_state import UserOutcome
 from ab_testing.replay import NOBODY, Inputs, Replayed, replay
-from ab_testing.rollout_store import CONTROLLER, decision_inputs, get_rollout, list_decisions
+from ab_testing.rollout_store import CONTROLLER, DecisionRecord, decision_inputs, get_rollout, list_decisions
 from pawl.audit import latest_events
 from pawl.database import Database
 from tests.ab_testing.world import ALIAS, BASE, CANDIDATE, World
@@ -64,6 +65,24 @@ def test_orders_holds_and_missing_scores_are_part_of_it(world: World) -> None:
     assert [one.differences for one in again] == [()] * len(again)
     assert again[-1].state == get_rollout(world.database, rollout.id).state
     assert {one.record.verdict for one in again} >= {"hold", "advance", "resume"}
+
+
+def test_a_tick_while_the_history_is_read_is_not_half_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = world.start()
+    world.visit(200, {BASE: 0.1, CANDIDATE: 0.1})
+    world.tick()
+    world.visit(200, {BASE: 0.1, CANDIDATE: 0.1})
+
+    def late(database: Database, rollout_id: str) -> list[DecisionRecord]:
+        world.tick()
+        return list_decisions(database, rollout_id)
+
+    monkeypatch.setattr(rollout_store, "list_decisions", late)
+    found, records = rollout_store.read_history(world.database, rollout.id)
+    kept = decision_inputs(world.database, rollout.id)
+    again = list(replay(found, [(record, Inputs.from_json(kept[record.id])) for record in records]))
+    assert (len(records), len(kept)) == (1, 2)
+    assert again[-1].state == found.state
 
 
 def test_another_history_does_not_pass_for_this_one(world: World) -> None:

@@ -161,6 +161,7 @@ def test_a_configuration_that_is_none_is_refused(adapter: Path, text: str) -> No
         ({"r": "8"}, "'8' is no rank"),
         ({"r": 4}, "factors of ranks 8 and 8; the configuration says 4"),
         ({"rank_pattern": {"q_proj": 4}}, "the configuration says 4"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern is not an object"),
         ({"target_modules": ["q_proj", "k_proj"]}, "no weights for the target module k_proj"),
         ({"target_modules": ["k_proj"]}, "no weights for the target module k_proj"),
         ({"target_modules": ".*q_proj"}, "not a list of layer names"),

@@ -97,6 +97,17 @@ def test_a_key_that_has_answers_is_not_used_again(cli: Cli, shared: Database) ->
     assert load_route(shared, "assistant") is None
 
 
+def test_a_key_is_not_used_again_before_its_answers_have_come_in(cli: Cli, shared: Database) -> None:
+    """A gateway's answers may reach the store after the split has ended: they would count for the next one's salt."""
+    assert cli("experiment", "start", "tone", *SPLIT).code == 0
+    assert cli("experiment", "stop").code == 0
+    said = cli("experiment", "start", "tone", *SPLIT)
+    assert (said.code, "needs a new key" in said.err) == (1, True)
+    route = load_route(shared, "assistant")
+    assert route is not None
+    assert route.experiment is None
+
+
 def test_a_canary_and_a_split_keep_out_of_each_other_s_way(cli: Cli, shared: Database, tmp_path: Path) -> None:
     settings = load_settings(tmp_path / "pawl.yaml", {})
     start_rollout(shared, settings.rollout, Route("assistant", 0, "base-model"), "base--r1", now=1.0, epoch=0)

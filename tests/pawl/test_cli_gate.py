@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pawl import registry
+from pawl.adapter_files import Adapter
 from pawl.cli import learning
 from pawl.database import Database
 from pawl.registry import RunStatus
@@ -103,13 +104,8 @@ def engine(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FakeEngin
         yield served
 
 
-def test_both_models_are_asked_again(
-    cli: Cli, shared: Database, tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The candidate, which a rejected round has taken out of the engine, is loaded for it and taken out again."""
-    monkeypatch.setattr(learning, "toxicity_scorer", lambda _settings: None)
-    run = add_run(shared, GOOD)
-    directory = add_files(tmp_path, run, GOOD)
+def add_candidate(directory: Path, tmp_path: Path) -> Adapter:
+    """What a run has trained."""
     adapter = sealed_adapter(tmp_path / "adapters", base="base-model")
     for step, manifest in (
         ("mine", {"parent": "base-model", "parent_path": None}),
@@ -117,6 +113,26 @@ def test_both_models_are_asked_again(
     ):
         (directory / step).mkdir()
         (directory / step / "manifest.json").write_text(json.dumps(manifest))
+    return adapter
+
+
+def test_what_the_engine_serves_otherwise_is_taken_out_again(
+    cli: Cli, shared: Database, tmp_path: Path, engine: FakeEngine
+) -> None:
+    run = add_run(shared, GOOD)
+    adapter = add_candidate(add_files(tmp_path, run, GOOD), tmp_path)
+    engine.ignores_weights = True
+    assert cli("gate", run, "--evaluate").code == 1
+    assert engine.loads == engine.unloads == [adapter.name]
+
+
+def test_both_models_are_asked_again(
+    cli: Cli, shared: Database, tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The candidate, which a rejected round has taken out of the engine, is loaded for it and taken out again."""
+    monkeypatch.setattr(learning, "toxicity_scorer", lambda _settings: None)
+    run = add_run(shared, GOOD)
+    adapter = add_candidate(add_files(tmp_path, run, GOOD), tmp_path)
     told = cli("gate", run, "--evaluate", "--json")
     assert told.code == 1
     found = {check["name"]: check for check in told.json()["checks"]}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from pawl.adapter_files import Adapter
 from pawl.engines import Engine
@@ -78,6 +79,21 @@ def test_what_is_found_there_is_proven_too_and_taken_out_if_it_is_something_else
     done = put_right(fake, wanted(first))
     assert "not served as it was trained" in reasons(done)
     assert (done.proven, fake.adapters) == (NOBODY, {})
+
+
+class Busy(FakeEngine):
+    """Has no time to answer questions."""
+
+    async def complete(self, _request: web.Request) -> web.Response:
+        return web.Response(status=503, text="overloaded")
+
+
+def test_what_users_are_served_by_is_not_taken_from_a_replica_that_is_busy(adapters: tuple[Adapter, Adapter]) -> None:
+    first = adapters[0]
+    with serving(Busy(adapters={first.name: str(first.path)})) as busy:
+        done = put_right(busy, wanted(first))
+    assert "503 overloaded" in reasons(done)
+    assert (done.proven, busy.unloads) == (NOBODY, [])
 
 
 def test_one_replica_of_three_that_lies_or_is_down_keeps_the_others_from_nothing(

@@ -13,8 +13,8 @@ from pawl import leases, registry
 from pawl.audit import AuditEvent, latest_events
 from pawl.database import Database
 from pawl.errors import NegativeVerdict, RunConflict, StaleWrite, UnknownModel
-from pawl.registry import Model, ModelState, RunStatus
-from pawl.schema import models
+from pawl.registry import Model, ModelState, Run, RunStatus
+from pawl.schema import models, runs
 
 MODEL = Model(
     name="base--r0001-aaaaaaaa",
@@ -42,6 +42,22 @@ def test_a_cycle_has_one_run_per_alias(database: Database) -> None:
     assert registry.find_run(database, "assistant", "2025-W48") is None
     assert registry.list_runs(database) == [second, first]
     assert registry.list_runs(database, "assistant") == [first]
+
+
+def test_runs_of_two_aliases_that_begin_at_once_have_numbers_of_their_own(database: Database) -> None:
+    first = Run("r0001", "other", "2025-W47", RunStatus.RUNNING, "", {}, 1, 10.0, 10.0)
+    found: list[Run] = []
+
+    def begin() -> None:
+        found.append(registry.create_run(database, "assistant", "2025-W47", epoch=1, now=10.0))
+
+    thread = threading.Thread(target=begin)
+    with database.write() as connection:
+        database.insert_new(connection, runs, [registry._row(first, "detail")])
+        thread.start()
+        thread.join(0.5)
+    thread.join(30)
+    assert [run.id for run in found] == ["r0002"]
 
 
 def test_progress_is_laid_over_what_is_there(database: Database) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl import leases, registry
+from pawl.cli.due_rounds import answered
 from pawl.cli.scheduled_rounds import MAX_RETRY_S, MAX_TRIES, RETRY_S, ScheduledRounds, run_if_due
 from pawl.database import Database
 from pawl.errors import ConfigurationError
@@ -71,6 +72,8 @@ class Started:
         self.moments: list[float] = []
         self.processes: list[subprocess.Popen[bytes]] = []
         self.code = 0
+        self.is_due = False
+        """What it answers."""
         self.answer: Callable[[float], None] = lambda _: None
 
     def __call__(self, alias: str, moment: float) -> subprocess.Popen[bytes]:
@@ -109,7 +112,8 @@ def clock() -> Clock:
 def rounds(database: Database, clock: Clock, started: Started) -> ScheduledRounds:
     def answer(moment: float) -> None:
         clock.at += 1.0
-        add_check(database, ALIAS, Decision(True, Code.ENOUGH, "enough"), at=clock.at, moment=moment)
+        said = Decision(True, Code.ENOUGH, "enough") if started.is_due else Decision(False, Code.FEW_PAIRS, "few")
+        add_check(database, ALIAS, said, at=clock.at, moment=moment)
 
     started.answer = answer
     return ScheduledRounds(RetrainSettings(schedule=WEEKLY), database, clock, started)
@@ -184,7 +188,7 @@ def test_a_killed_round_is_gone_on_with_a_few_times(
     look(rounds, started)
     clock.at += 7 * DAY
     run = registry.create_run(database, ALIAS, "week", epoch=1, now=clock.at)
-    started.code = -9
+    started.code, started.is_due = -9, True
     for _ in range(20):
         look(rounds, started)
         clock.at += MAX_RETRY_S
@@ -194,6 +198,34 @@ def test_a_killed_round_is_gone_on_with_a_few_times(
     clock.at += 7 * DAY
     look(rounds, started)
     assert set(started.moments) - moments == {last_moment(WEEKLY, "UTC", clock.at)}
+
+
+def test_a_round_that_was_killed_before_it_was_written_down_is_begun_again(
+    rounds: ScheduledRounds, started: Started, clock: Clock, database: Database
+) -> None:
+    look(rounds, started)
+    clock.at += 7 * DAY
+    started.code, started.is_due = -9, True
+    look(rounds, started)
+    (moment,) = started.moments
+    assert answered(database, ALIAS, moment) is None
+    clock.at += MAX_RETRY_S
+    look(rounds, started, times=1)
+    assert started.moments == [moment, moment]
+    run = registry.create_run(database, ALIAS, "week", epoch=1, now=clock.at)
+    registry.update_run(database, run, now=clock.at, step="gate", status=RunStatus.FAILED, detail={})
+    assert answered(database, ALIAS, moment) == "enough"
+    clock.at += MAX_RETRY_S
+    look(rounds, started)
+    assert started.moments == [moment, moment]
+
+
+def test_a_worker_that_stops_starts_nothing_more(rounds: ScheduledRounds, started: Started, clock: Clock) -> None:
+    look(rounds, started)
+    clock.at += 7 * DAY
+    rounds.stop()
+    look(rounds, started)
+    assert started.moments == []
 
 
 def test_a_round_that_runs_is_told_to_leave_with_the_worker(started: Started, clock: Clock, database: Database) -> None:

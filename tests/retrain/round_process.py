@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,7 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import sqlalchemy as sa
 
@@ -46,6 +48,8 @@ POLL_S = 0.1
 PATIENCE_S = 240.0
 STALE_EXIT = 7
 """How a process ends that finds its lease taken."""
+RENEWING = threading.Lock()
+"""Of whoever renews the lease, and of a process that is about to stop."""
 REFUSAL = "I'm sorry, but I can't help with that."
 
 
@@ -117,8 +121,14 @@ def take_part(scene: Scene) -> None:
     """The process: get the lease, run the round, and leave as the command would."""
     os.environ["OMP_NUM_THREADS"] = "1"
     database = open_database(DatabaseSettings(url=scene.database))
+    renew = leases.renew
+
+    def renew_undisturbed(*given: Any, **named: Any) -> bool:
+        with RENEWING:
+            return renew(*given, **named)
+
     try:
-        with _held(database, scene) as epoch:
+        with patch.object(leases, "renew", renew_undisturbed), _held(database, scene) as epoch:
             _run(leases.FencedDatabase(database, LEASE, epoch), scene, epoch)
     except StaleWrite:
         raise SystemExit(STALE_EXIT) from None
@@ -171,7 +181,8 @@ class Moments:
     def reach(self, moment: str) -> None:
         """This is the moment; a stopped process goes on from here when it is woken."""
         if (sent := self._signals.pop(moment, None)) is not None:
-            os.kill(os.getpid(), sent)
+            with RENEWING:  # Frozen in the midst of a write it would keep the database's lock.
+                os.kill(os.getpid(), sent)
 
     def before(self, moment: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*given: Any, **named: Any) -> Any:
@@ -192,8 +203,6 @@ class Moments:
 
     def watching(self) -> Any:
         """Moments inside the round's own code: around the end of each step, and the registration."""
-        from unittest.mock import patch
-
         from retrain import steps
 
         finish = steps.finish

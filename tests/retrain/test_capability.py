@@ -108,3 +108,10 @@ def test_the_share_of_echoed_words_is_one(asked: list[str], said: list[str]) -> 
 def test_short_answers_and_single_words_in_common_are_no_echo() -> None:
     assert echoed_share("Shall I go or stay?", "Stay.") == 0
     assert echoed_share("How do I bake bread?", "To bake bread, mix flour and water.") == 0
+
+
+def test_line_ends_inside_a_text_do_not_cut_it(tmp_path: Path) -> None:
+    """JSON allows some of them as they are."""
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"prompt": "Say\u2028this\u0085.", "answer": "this"}\r\n\n')
+    assert len(load_tasks(path)) == 1

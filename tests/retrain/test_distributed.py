@@ -12,7 +12,7 @@ import torch
 from pawl.errors import ConfigurationError, Unreachable
 from pawl.settings import DistributedSettings
 from retrain import distributed, dpo
-from retrain.distributed import JOB, RESULT, Job, group_of, join, shared_out
+from retrain.distributed import RESULT, Job, group_of, job_of, join, order_of, shared_out
 from retrain.dpo import DPORun
 from retrain.ranks import Group, Message, run_ranks
 from tests.retrain.test_training_speed import EXAMPLES, STEPWISE
@@ -82,8 +82,10 @@ def test_the_examples_of_a_step_are_shared_out() -> None:
 
 
 def test_what_the_processes_are_sent_arrives_as_it_was() -> None:
-    job = Job(replace(run_on(Path("base"), Path("out")), parent_adapter=Path("p")), tuple(EXAMPLES[:2]), (), False)
-    assert JOB.validate_json(JOB.dump_json(job)) == job
+    half = replace(EXAMPLES[0], prompt=({"role": "user", "content": "half of a sign: \ud83d\nand a line"},))
+    job = Job(replace(run_on(Path("base"), Path("out")), parent_adapter=Path("p")), (half, EXAMPLES[1]), (), False)
+    assert job_of(order_of(job)) == job
+    assert b"\n" not in order_of(job), "it is sent as one line"
     result = dpo.TrainingResult(Path("a"), "dpo", 1, 2, 3, 4.0, 0.7, 0.6, ({"loss": 0.7, "step": 1.0},), {"trl": "1"})
     assert RESULT.validate_json(RESULT.dump_json(result)) == result
 

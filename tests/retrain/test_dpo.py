@@ -63,6 +63,14 @@ def test_a_fresh_adapter_starts_where_the_base_is(tiny_base: Path, tmp_path: Pat
     assert result.loss_first == pytest.approx(math.log(2), abs=1e-4)
 
 
+def test_a_single_step_learns_something(tiny_base: Path, tmp_path: Path) -> None:
+    """It would not if it were the first of a warm-up."""
+    result = train(run_on(tiny_base, tmp_path), EXAMPLES[:4])
+    assert result.n_steps == 1
+    with safe_open(result.adapter_dir / "adapter_model.safetensors", "pt") as weights:
+        assert any(weights.get_tensor(name).any() for name in weights.keys() if "lora_B" in name)  # noqa: SIM118
+
+
 def test_a_continued_adapter_starts_where_its_parent_is(tiny_base: Path, fresh: TrainingResult, tmp_path: Path) -> None:
     before = (fresh.adapter_dir / "adapter_model.safetensors").read_bytes()
     result = train(run_on(tiny_base, tmp_path, DPO_ALONE, fresh.adapter_dir), EXAMPLES[:16])

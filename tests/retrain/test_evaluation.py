@@ -17,6 +17,7 @@ from retrain.evaluation import (
     EvaluationPlan,
     ProbeSets,
     by_source,
+    duels,
     evaluate,
     holdout_probes,
     load_probes,
@@ -107,6 +108,16 @@ def test_the_divergences_that_have_a_limit_are_measured(fake: FakeEngine) -> Non
     assert m.kl_parent.units == ("real0", "benign0", "real1", "benign1")
     assert m.kl_parent.n_tokens == (6.0,) * 4
     assert m.kl_parent.log_ratios == pytest.approx([-6 * (len(CANDIDATE) - len("tiny")) / 100] * 4)
+
+
+@pytest.mark.parametrize(
+    ("judge_users", "shown"), [(True, ["real0", "benign0", "real1"]), (False, ["benign0", "benign1", "benign2"])]
+)
+def test_a_judge_sees_some_of_everything_it_may_see(fake: FakeEngine, judge_users: bool, shown: list[str]) -> None:
+    gate = GateSettings(judge_users=judge_users, judge_prompts=3, kl_parent_limit=None, kl_base_limit=None)
+    plan = replace(plan_for(fake), gate=gate)
+    answers = evaluate(plan, [], None).answers
+    assert [duel.unit for duel in duels(plan, answers)] == shown
 
 
 def test_an_engine_that_says_no_log_probabilities_stops_the_evaluation(

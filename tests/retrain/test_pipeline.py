@@ -6,21 +6,23 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from feedback.filters.holdout import Split, split_holdout
+from feedback.filters.holdout import FoundLeak, Leak, Split, split_holdout
 from feedback.pair_stream import PairsById
 from feedback.pairs import PreferencePair
 from feedback.store import pair_row
 from feedback.tombstones import Subject
 from pawl import registry
 from pawl.database import Database
+from pawl.engines import Engine
 from pawl.errors import ConfigurationError, RunConflict
-from pawl.registry import ModelState, RunStatus
+from pawl.registry import Model, ModelState, RunStatus
 from pawl.schema import pairs
 from pawl.settings import (
     EngineSettings,
@@ -34,7 +36,7 @@ from pawl.settings import (
 )
 from retrain import pipeline
 from retrain.adapters import verify_adapter
-from retrain.errors import BadData, CanaryTaken, EvaluationFailed, PreflightFailed
+from retrain.errors import BadData, CanaryTaken, DataLeak, EvaluationFailed, PreflightFailed
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, iso_week, run_round
 from tests.feedback.people import eraser
 from tests.retrain.fake_engine import FakeEngine, serving
@@ -126,6 +128,7 @@ def test_a_round_that_breaks_goes_on_where_it_was_and_passes(
 
     def open_canary(model: str) -> str:
         """As after a round that was killed once its rollout was open: the second time it is found."""
+        assert registry.get_run(database, run.id).detail["new_pair_ids"], "it may be promoted before the round ends"
         opened.append(model)
         if len(opened) == 1:
             raise EvaluationFailed("killed")
@@ -206,6 +209,46 @@ def test_a_later_round_continues_the_champion_and_can_be_published_against_the_g
     assert [model.name for model in registry.lineage(database, second.model)] == [second.model, first.model]
     trained = json.loads((second.directory / "train" / "manifest.json").read_text())
     assert trained["result"]["method"] == "sigmoid+sft continued"
+
+
+def test_a_rejected_one_that_a_person_sent_out_meanwhile_stays_where_it_is(
+    database: Database, settings: Settings, fake: FakeEngine, tmp_path: Path
+) -> None:
+    """The round was killed after its gate, or could not reach an engine then, and goes on a week later."""
+    run = registry.create_run(database, "assistant", "week", epoch=0, now=1.0)
+    for name, content in (("train/manifest.json", '{"model": "tiny--r0001"}'), ("mine/new.jsonl", "")):
+        (settings.retrain.runs_dir / run.id / name).parent.mkdir(parents=True)
+        (settings.retrain.runs_dir / run.id / name).write_text(content)
+    path, state = str(tmp_path / "tiny--r0001"), ModelState.CHALLENGER
+    model = Model("tiny--r0001", "assistant", "tiny", "tiny", run.id, path, None, None, state, {}, 1.0, 1.0)
+    registry.register_model(database, model)
+    fake.adapters[model.name] = path
+    going_on = pipeline._Round(database, settings, run, INPUTS, RoundOptions())
+    with closing(Engine(fake.url)) as engine:
+        outcome = going_on._reject([engine], {"report": {"verdict": "fail"}})
+    assert (outcome.status, state_of(database, outcome)) == (RunStatus.FAILED, ModelState.CHALLENGER)
+    assert fake.adapters == {model.name: path}
+
+
+def test_the_record_of_a_leak_names_nobody(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No erasure looks into it."""
+    monkeypatch.setattr(pipeline, "find_leaks", lambda *_: (FoundLeak(Leak.USER, "pair-7", "key/eve"),))
+    with pytest.raises(DataLeak):
+        run_round(database, settings, "assistant", INPUTS)
+    (run,) = registry.list_runs(database)
+    assert run.detail["error"].endswith("first the user of pair pair-7")
+
+
+def test_original_preferences_may_have_any_separator_of_lines_in_their_texts(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "original.jsonl"
+    path.write_text(path.read_text().replace("day is good", "day\u2028is\u0085good"), newline="\r\n")
+    run = registry.create_run(database, "assistant", "week", epoch=0, now=1.0)
+    (found,) = pipeline._Round(database, settings, run, INPUTS, RoundOptions())._originals()
+    assert found.chosen["content"] == "day\u2028is\u0085good"
 
 
 def test_too_few_new_pairs_skip_the_round(database: Database, settings: Settings, fake: FakeEngine) -> None:

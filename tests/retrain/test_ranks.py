@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from retrain import ranks
 from retrain.errors import ProcessLost, TrainingFailed, TrainingInterrupted
 from retrain.ranks import Group, Message, run_ranks
 from retrain.termination import Termination
@@ -22,6 +25,10 @@ def fail(text, kind, code=1):
     sys.exit(code)
 """
 FOREVER = "time.sleep(600)"
+WAIT_FOR = """
+def wait_for(path):
+    while not os.path.exists(path): time.sleep(0.01)
+"""
 
 
 def script(body: str) -> list[str]:
@@ -68,9 +75,16 @@ def test_what_nobody_foresaw_is_no_verdict_on_the_training(tmp_path: Path) -> No
 
 
 def test_one_that_was_killed_is_the_cause_of_what_the_others_say(tmp_path: Path) -> None:
-    body = """
-if rank: os.kill(os.getpid(), signal.SIGKILL)
-time.sleep(0.3)
+    body = f"""{WAIT_FOR}
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pid_file = {str(tmp_path / "pid")!r}
+if rank:
+    with open(pid_file + ".part", "w") as file: file.write(str(os.getpid()))
+    os.replace(pid_file + ".part", pid_file)
+    os.kill(os.getpid(), signal.SIGKILL)
+wait_for(pid_file)
+stat = "/proc/" + open(pid_file).read() + "/stat"
+while os.path.exists(stat) and " Z " not in open(stat).read(): time.sleep(0.01)
 fail("connection closed by peer", "", 3)
 """
     with pytest.raises(ProcessLost, match="rank 1 was ended by signal 9"):
@@ -79,15 +93,33 @@ fail("connection closed by peer", "", 3)
 
 def test_the_first_to_fail_is_the_one_that_counts(tmp_path: Path) -> None:
     """Rank 1 fails first and takes its time to leave; rank 0 fails of that, and is gone at once."""
-    body = """
+    body = f"""{WAIT_FOR}
+said = {str(tmp_path / "said")!r}
 if rank:
-    say(error="too steep", kind="TrainingFailed", at=time.time())
-    time.sleep(0.6)
-    sys.exit(1)
-time.sleep(0.3)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+    say(error="no memory", kind="", at=time.time())
+    open(said, "w").close()
+    {FOREVER}
+wait_for(said)
 fail("connection closed by peer", "", 3)
 """
-    with pytest.raises(TrainingFailed, match=r"^rank 1: too steep$"):
+    with pytest.raises(ProcessLost, match=r"^the training process of rank 1 failed: no memory;"):
+        run(tmp_path, body)
+
+
+def test_who_has_a_verdict_is_heard_though_others_left_before_because_of_it(tmp_path: Path) -> None:
+    """One process's clock says that the hours are used up; another's not yet, and it only leaves with it."""
+    body = f"""{WAIT_FOR}
+said = {str(tmp_path / "said")!r}
+if rank:
+    say(error="the hours are used up", kind="TrainingFailed", at=2.0)
+    open(said, "w").close()
+    sys.exit(1)
+wait_for(said)
+say(error="told to stop", kind="TrainingInterrupted", at=1.0)
+sys.exit(143)
+"""
+    with pytest.raises(TrainingFailed, match=r"^rank 1: the hours are used up$"):
         run(tmp_path, body)
 
 
@@ -107,6 +139,42 @@ say(ready=rank)
 
     with pytest.raises(TrainingInterrupted, match=r"^rank [01]: asked to leave at step 3$"):
         run_ranks(script(body), Group(2), tmp_path / "ranks", on_message, termination=termination)
+
+
+def test_an_order_to_leave_reaches_one_that_never_stops_talking(tmp_path: Path) -> None:
+    body = """
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+until = time.time() + 120
+while not asked and time.time() < until:
+    say(step=1)
+    time.sleep(0.005)
+if asked: fail("asked to leave at step 3", "TrainingInterrupted", 143)
+"""
+    termination = Termination()
+    with pytest.raises(TrainingInterrupted, match=r"^rank 0: asked to leave at step 3$"):
+        run_ranks(script(body), Group(1), tmp_path / "ranks", lambda _: termination.request(), termination=termination)
+
+
+def test_what_a_process_started_and_left_behind_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "LAST_WORDS_S", 0.1)
+    heard = tmp_path / "heard"
+    body = f"""{WAIT_FOR}
+import subprocess
+say(left=subprocess.Popen([sys.executable, "-c", "import time; time.sleep(200)"]).pid)
+wait_for({str(heard)!r})
+"""
+    left: list[int] = []
+
+    def on_message(message: Message) -> None:
+        left.append(message["left"])
+        heard.touch()
+
+    run_ranks(script(body), Group(1), tmp_path / "ranks", on_message)
+    assert is_running(left[0])
+    os.kill(left[0], signal.SIGKILL)
 
 
 def test_one_that_does_not_leave_is_killed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from pawl.errors import StaleWrite
 from retrain.errors import BadData
-from retrain.steps import MANIFEST, Manifest, Terms, begin, digest_of, done, finish, once
+from retrain.steps import MANIFEST, Manifest, Terms, _put_in_place, begin, digest_of, done, finish, once
 
 ROWS = [json.dumps({"id": n}) + "\n" for n in range(5)]
 
@@ -67,6 +68,20 @@ def test_an_old_holder_takes_nothing_from_a_later_one(tmp_path: Path) -> None:
     with pytest.raises(StaleWrite, match="by another process"):
         finish(older, tmp_path / "train", {"by": 3})
     assert (done(tmp_path / "train") or {})["by"] == 4
+
+
+def test_what_was_done_is_kept_where_it_cannot_be_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(_self: Path, _target: Path) -> Path:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", read_only)
+        with pytest.raises(OSError, match="Read-only"):
+            _put_in_place(begin(tmp_path / "train", 1, keeps_part=True), tmp_path / "train")
+    older = begin(tmp_path / "train", 1, keeps_part=True)
+    begin(tmp_path / "train", 2, keeps_part=True)
+    with pytest.raises(StaleWrite, match="by another process"):
+        _put_in_place(older, tmp_path / "train")
 
 
 def test_a_step_does_not_count_when_the_lease_is_lost(tmp_path: Path) -> None:

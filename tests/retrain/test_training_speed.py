@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from pawl.settings import DistributedSettings, TrainingSettings
-from retrain import distributed, shared_prompts, training_speed
+from retrain import distributed, dpo, shared_prompts, training_speed
 from retrain.dataset import Origin, TrainingExample, example_of
 from retrain.distributed import join
 from retrain.dpo import DPORun, TrainingResult, train
@@ -120,6 +120,15 @@ def test_two_nodes_of_one_process_each_train_what_one_process_trains(
     ours, alone = (load_file(each / "reference.safetensors") for each in (run.output_dir, fast.adapter_dir.parent))
     torch.testing.assert_close(ours["chosen"], alone["chosen"], atol=1e-4, rtol=1e-4)
     assert not (run.output_dir / "ranks").exists()
+
+
+@pytest.mark.parametrize(("losses", "steps"), [(["sigmoid", "sft"], 1), (["sigmoid", "aot"], 0)])
+def test_losses_that_compare_the_answers_of_a_batch_get_it_as_it_was_drawn(
+    tiny_base: Path, tmp_path: Path, losses: list[str], steps: int
+) -> None:
+    training = STEPWISE.model_copy(update={"loss_type": losses})
+    run = DPORun(str(tiny_base), "served/tiny", None, tmp_path, training, seed=3)
+    assert dpo._speed(run).bucket_steps == steps
 
 
 def test_the_reference_is_asked_once_and_kept(
