@@ -169,7 +169,9 @@ def _load(work: _Work, one: Wanted) -> None:
         _try_out(work.engine, one, fingerprint)
         work.engine.load(one.name, path)
         work.changes.append((one.name, "loaded"))
-    prove(work.engine, one.name, one.base, fingerprint)
+        prove(work.engine, one.name, one.base, fingerprint)
+    else:  # It may be in use: whoever sees the alert decides about it.
+        verify(work.engine, one.name, one.base, fingerprint)
 
 
 def _try_out(engine: Engine, one: Wanted, fingerprint: Fingerprint | None) -> None:

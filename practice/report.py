@@ -31,7 +31,9 @@ from practice.evidence import (
 from practice.page import render_page
 from practice.traffic import TrafficCount
 from practice.world import ALIAS, BASE_NAME
+from retrain.drift import Start
 from retrain.pipeline import RunOutcome
+from retrain.steps import done
 
 LEAST_GAIN = 0.15
 """By how much round 1 must raise the thumbs-up rate."""
@@ -86,7 +88,7 @@ def changes_of(record: DemoRecord, database: Database) -> dict[str, RateDifferen
 
 def check_story(record: DemoRecord, database: Database) -> list[str]:
     """What did not happen as it should; empty when the demo did its job."""
-    problems = [*_check_unmixed(record), *_check_rounds(record, database), *_check_bad(record)]
+    problems = [*_check_unmixed(record), *_check_rounds(record, database), *_check_bad(record, database)]
     if record.rounds and record.rounds[0].after is not None:
         problems += _check_changes(changes_of(record, database))
     return problems
@@ -117,6 +119,9 @@ def _check_rounds(record: DemoRecord, database: Database) -> list[str]:
         return ["round 2 did not take place"]
     if record.rounds[1].outcome.parent != outcome.model:
         return ["round 2 did not continue from round 1's adapter"]
+    plan = (done(record.rounds[1].outcome.directory / "mine") or {}).get("plan", {})
+    if plan.get("start") != Start.CONTINUE:
+        return [f"round 2 did not continue from round 1's adapter: {plan.get('reason')}"]
     return []
 
 
@@ -132,13 +137,15 @@ def _check_changes(changes: Mapping[str, RateDifference]) -> list[str]:
     return problems
 
 
-def _check_bad(record: DemoRecord) -> list[str]:
+def _check_bad(record: DemoRecord, database: Database) -> list[str]:
     if record.bad is None or record.bad.gate is None or record.bad_rollout is None:
         return ["the bad adapter never went out"]
     if record.bad.gate["verdict"] == "pass":
         return ["the gate passed the bad adapter"]
     if record.bad_rollout.state.status != "rolled_back":
         return [f"the bad adapter was not rolled back: {record.bad_rollout.state.status}"]
+    if _bad(record, database)["rollback"]["metric"] is None:
+        return ["the bad adapter was rolled back, but not for what its users saw"]
     return []
 
 

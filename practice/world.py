@@ -68,6 +68,8 @@ def retrain_tree(model: PracticeModel, directory: Path) -> dict[str, Any]:
         "min_pairs": 200,
         "max_pairs": 800,
         "mix": {"new": 0.4, "original": 0.4, "earlier": 0.2},
+        # One round turns so small a model by a seventh of its weights.
+        "rebase": {"max_weight_change": 0.5, "max_kl": 0.5},
         "original_preferences": str(model.original_preferences),
         "harmful_probes": str(model.harmful_probes),
         "benign_probes": str(model.benign_probes),
