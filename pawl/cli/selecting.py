@@ -95,7 +95,7 @@ def _select(
     from feedback.part_workers import Processes
     from feedback.selection import Rules, select_pairs
     from monitoring.refusal import classify_response
-    from pawl.cli.worker import load_lexicon
+    from pawl.cli.lexicon import load_lexicon
 
     lexicon = load_lexicon(settings.worker.scoring.harmful_patterns)
     judges = Judges(classify_response, lexicon.is_harmful, score_toxicity)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from typing import get_args
 
 import sqlalchemy as sa
@@ -25,7 +23,6 @@ from feedback.store import count_pairs
 from feedback.tombstone_store import FILE as TOMBSTONES
 from feedback.tombstone_store import TombstoneBook, has_any, has_open
 from monitoring.errors import ScorerUnavailable
-from monitoring.harm import DEFAULT_PATTERNS, HarmLexicon
 from monitoring.metrics import (
     BUILD_INFO,
     GATE_VERDICTS,
@@ -43,6 +40,7 @@ from monitoring.toxicity import limit_threads, load_scorer
 from pawl import leases, registry
 from pawl.cli.adapter_keeper import KEEP_S, AdapterKeeper
 from pawl.cli.erasing import eraser_of
+from pawl.cli.lexicon import load_lexicon
 from pawl.cli.scheduled_rounds import ScheduledRounds
 from pawl.clock import now
 from pawl.database import Database
@@ -274,20 +272,6 @@ def make_scoring(settings: ScoringSettings, database: Database, scorer: SharedSc
         scorer_name=f"detoxify-{name}"[:100],
         clock=now,
     )
-
-
-def load_lexicon(path: Path | None) -> HarmLexicon:
-    """The configured patterns, else the built-in ones.
-
-    Raises:
-        ConfigurationError: the file is not a JSON list of patterns.
-    """
-    if path is None:
-        return HarmLexicon.from_patterns(DEFAULT_PATTERNS)
-    try:
-        return HarmLexicon.from_patterns(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as exc:
-        raise ConfigurationError(f"worker.scoring.harmful_patterns {path}: {exc}") from exc
 
 
 def grow(series: Series, seen: Counter[str], totals: Counter[str]) -> None:
