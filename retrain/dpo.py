@@ -18,7 +18,6 @@ faults (`retrain/training_guards.py`), without a checkpoint of their own.
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +45,7 @@ from feedback.chat_messages import for_templates
 from feedback.pairs import UnpairedExample
 from pawl.settings import TrainingSettings
 from retrain import checkpoints
-from retrain.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_fingerprint, rewrite_base
+from retrain.adapters import base_fingerprint
 from retrain.base_model import load_base, quiet_renames
 from retrain.checkpoints import Checkpoint, Spent
 from retrain.dataset import TrainingExample, canonical_json
@@ -59,12 +58,19 @@ from retrain.termination import Termination, sigterm_noted
 from retrain.trainers import PairTrainer, ReferenceFreeTrainer, ThumbsTrainer, Watch
 from retrain.training_guards import WINDOW
 from retrain.training_speed import Speed, speed_up
+from retrain.trl_training import (
+    LIBRARIES,
+    WARMUP_SHARE,
+    check_finite,
+    export_adapter,
+    history_of,
+    numbers,
+    shared_arguments,
+    steps_of,
+)
 
 log = structlog.get_logger()
 
-MAX_LOGGED_STEPS = 200
-WARMUP_SHARE = 0.1
-LIBRARIES = ("trl", "transformers", "peft", "torch", "accelerate", "datasets")
 WITHOUT_EFFECT = {"checkpoint_steps", "metrics_file", "guards", "threads"}
 """Settings that may change between a killed training and its continuation."""
 OVER_A_BATCH = {"aot", "aot_unpaired"}
@@ -155,8 +161,8 @@ def train(
         _check_not_leaving(termination, found)
         trainer.train(resume_from_checkpoint=str(found.path) if found else None)
     _check_finished(trainer)
-    history = _history(trainer.state.log_history)
-    _check_finite(trainer.model, history)
+    history = history_of(trainer.state.log_history)
+    check_finite(trainer.model, history)
     weights = trained_weights(trainer.model)
     check_ranks_agree(weights)
     return TrainingResult(
@@ -228,7 +234,7 @@ class _ReportCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         if logs and "loss" in logs:
-            values = _numbers(logs) | self._speed(float(logs.get("num_tokens", 0.0)))
+            values = numbers(logs) | self._speed(float(logs.get("num_tokens", 0.0)))
             self.report(LoggedStep(state.global_step, state.max_steps, values))
 
     def _speed(self, n_tokens: float) -> dict[str, float]:
@@ -295,32 +301,17 @@ def _drop_reference(trainer: Trainer) -> None:
 def _arguments(run: DPORun, n_rows: int) -> dict[str, Any]:
     """What every trainer is told."""
     training = run.training
-    on_gpu = torch.cuda.is_available()
-    batch = training.batch_size * training.gradient_accumulation_steps * n_processes()
-    n_steps = math.ceil(n_rows / batch * training.epochs)
+    n_steps = steps_of(n_rows, training.epochs, training, n_processes())
     return {
-        "output_dir": str(run.checkpoints),
+        **shared_arguments(training, run.output_dir, n_steps=n_steps, seed=run.seed),
         "beta": run.objective.beta,
-        "learning_rate": training.learning_rate,
         "num_train_epochs": training.epochs,
-        "per_device_train_batch_size": training.batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "activation_checkpointing": training.gradient_checkpointing,
         "max_length": training.max_length,
-        "lr_scheduler_type": "cosine",
         # A share is rounded up, and the first step of a warm-up has no rate: a single step would learn nothing.
         "warmup_steps": WARMUP_SHARE if n_steps > 1 else 0,
-        "logging_steps": max(1, n_steps // MAX_LOGGED_STEPS),
-        "logging_first_step": True,
         "logging_nan_inf_filter": False,  # It would hide from the guards what they look for.
         "save_strategy": "steps",
         "save_steps": training.checkpoint_steps,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": run.seed,
-        "bf16": on_gpu and training.dtype == "bfloat16",
-        "use_cpu": not on_gpu,
-        "dataloader_pin_memory": on_gpu,
     }
 
 
@@ -372,35 +363,12 @@ def _dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_list(list(rows), features=Features(kinds))
 
 
-def _history(logged: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, float], ...]:
-    return tuple(_numbers(row) for row in logged if "loss" in row)
-
-
-def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
-
-
-def _check_finite(model: PeftModel, history: Sequence[Mapping[str, float]]) -> None:
-    if not history:
-        raise TrainingFailed("the training took no step")
-    if not all(math.isfinite(row["loss"]) for row in history):
-        raise TrainingFailed("the loss became infinite or not a number; lower the learning rate")
-    if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
-        raise TrainingFailed("a weight of the adapter is infinite or not a number")
-
-
 def _export(model: PeftModel, run: DPORun, weights: Mapping[str, Tensor]) -> Path:
     """Save the adapter alone: no copy of the reference, no model card, the base under its serving name."""
     directory = run.output_dir / "adapter"
     if not is_first():
         return directory
-    only = {"selected_adapters": ["default"], "save_embedding_layers": False, "state_dict": dict(weights)}
-    model.save_pretrained(str(directory), **only)
-    for path in directory.iterdir():
-        if path.name not in {ADAPTER_CONFIG, ADAPTER_WEIGHTS}:
-            path.unlink()
-    rewrite_base(directory, run.serving_base)
-    return directory
+    return export_adapter(model, directory, run.serving_base, weights)
 
 
 def describe(run: DPORun) -> dict[str, Any]:

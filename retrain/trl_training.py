@@ -83,9 +83,10 @@ def prepare_torch(settings: OptimiserSettings) -> None:
     disable_progress_bars()
 
 
-def steps_of(n_examples: int, epochs: float, settings: OptimiserSettings) -> int:
+def steps_of(n_examples: int, epochs: float, settings: OptimiserSettings, n_processes: int = 1) -> int:
     """How many optimiser steps so many passes take."""
-    return math.ceil(n_examples / (settings.batch_size * settings.gradient_accumulation_steps) * epochs)
+    a_step = settings.batch_size * settings.gradient_accumulation_steps * n_processes
+    return math.ceil(n_examples / a_step * epochs)
 
 
 def shared_arguments(settings: OptimiserSettings, output_dir: Path, *, n_steps: int, seed: int) -> dict[str, Any]:
@@ -151,8 +152,8 @@ def fit(trainer: Trainer, *, method: str, n_examples: int, report: Report) -> Co
     trainer.remove_callback(PrinterCallback)  # Standard output belongs to the command, not to the trainer.
     trainer.add_callback(_ReportCallback(report))
     trainer.train()
-    history = tuple(_numbers(row) for row in trainer.state.log_history if "loss" in row)
-    _check_finite(trainer.model, history)
+    history = history_of(trainer.state.log_history)
+    check_finite(trainer.model, history)
     return Course(
         method=method,
         n_examples=n_examples,
@@ -166,9 +167,16 @@ def fit(trainer: Trainer, *, method: str, n_examples: int, report: Report) -> Co
     )
 
 
-def export_adapter(model: PeftModel, directory: Path, base_name: str) -> Path:
-    """Save the adapter alone: no copy of the reference, no model card, the base under the name that it is known by."""
-    model.save_pretrained(str(directory), selected_adapters=["default"], save_embedding_layers=False)
+def export_adapter(
+    model: PeftModel, directory: Path, base_name: str, weights: Mapping[str, torch.Tensor] | None = None
+) -> Path:
+    """Save the adapter alone: no copy of the reference, no model card, the base under the name that it is known by.
+
+    Args:
+        weights: the adapter's, where the model's own are not whole: each of several processes may hold a part.
+    """
+    whole = {} if weights is None else {"state_dict": dict(weights)}
+    model.save_pretrained(str(directory), selected_adapters=["default"], save_embedding_layers=False, **whole)
     for path in directory.iterdir():
         if path.name not in {ADAPTER_CONFIG, ADAPTER_WEIGHTS}:
             path.unlink()
@@ -184,14 +192,24 @@ class _ReportCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, logs: Any = None, **_: Any
     ) -> None:
         if logs and "loss" in logs:
-            self.report(LoggedStep(state.global_step, state.max_steps, _numbers(logs)))
+            self.report(LoggedStep(state.global_step, state.max_steps, numbers(logs)))
 
 
-def _numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+def history_of(logged: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, float], ...]:
+    """The rows of a trainer's log that tell of steps."""
+    return tuple(numbers(row) for row in logged if "loss" in row)
+
+
+def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """What a trainer logged, without what is not a number."""
     return {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
 
 
-def _check_finite(model: torch.nn.Module, history: Sequence[Mapping[str, float]]) -> None:
+def check_finite(model: torch.nn.Module, history: Sequence[Mapping[str, float]]) -> None:
+    """
+    Raises:
+        TrainingFailed: nothing was trained, or a loss or a trained weight is not a finite number.
+    """
     if not history:
         raise TrainingFailed("the training took no step")
     if not all(math.isfinite(row["loss"]) for row in history):
