@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -27,8 +28,19 @@ def look_up(
     connection: sa.Connection, query: sa.Select[Any], column: sa.ColumnElement[str], ids: Sequence[str]
 ) -> Iterator[Batch]:
     """What `query` finds where `column` is one of `ids`."""
+    asked = query.where(_is_among(connection, column))
     for start in range(0, len(ids), LOOKED_UP_ROWS):
-        yield connection.execute(query.where(column.in_(ids[start : start + LOOKED_UP_ROWS]))).all()
+        some = json.dumps(list(ids[start : start + LOOKED_UP_ROWS]))
+        yield connection.execute(asked, {"ids": some}).all()
+
+
+def _is_among(connection: sa.Connection, column: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Whether `column` is in the JSON list `ids`: a thousand parameters would take longer than the rows."""
+    ids = sa.bindparam("ids", type_=sa.Text)
+    if connection.dialect.name == "postgresql":
+        some = sa.func.json_array_elements_text(sa.cast(ids, sa.JSON)).column_valued()
+        return column == sa.any_(sa.func.array(sa.select(some).scalar_subquery()))
+    return column.in_(sa.select(sa.func.json_each(ids).table_valued("value").c.value))
 
 
 def columns(

@@ -7,6 +7,7 @@ feedback that was live when `read_history` looked; what comes later waits for th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,12 @@ def read_history(database: Database, alias: str) -> History:
     wanted = np.unique(np.concatenate([rated, named, second, first]))
     found, conversations, replaced = _relations(database, alias, wanted[wanted != NOBODY])
     return History(found, conversations, replaced, events, rated, named)
+
+
+def count_events(database: Database) -> int:
+    """How much feedback there is, of every alias: what there is to mine is hardly more."""
+    with database.read() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).select_from(feedback_events)).scalar_one())
 
 
 def _live_events(database: Database) -> list[Ids]:
@@ -77,12 +84,38 @@ def _relations(database: Database, alias: str, wanted: Ids) -> list[Ids]:
     return [column[order] for column in found]
 
 
-def read_answers(database: Database, ids: Sequence[str]) -> list[Answer]:
-    """What mining must know of these interactions."""
+class StoredTexts(NamedTuple):
+    """`Texts` as JSON."""
+
+    prompt: str
+    completion: str
+
+
+class Heard(NamedTuple):
+    """What mining must know of interactions, and of those first read their texts, which came in the same rows."""
+
+    answers: list[Answer]
+    texts: dict[str, StoredTexts]
+
+
+def read_answers(database: Database, ids: Sequence[str], most_chars: int = 0) -> Heard:
+    """What mining must know of these interactions.
+
+    Args:
+        most_chars: of texts, kept as they are stored; of the other interactions only the answer is.
+    """
     i = interactions.c
     query = sa.select(*(i[name] for name in Served._fields))
+    answers: list[Answer] = []
+    texts: dict[str, StoredTexts] = {}
     with database.read() as connection:
-        return [answer_of(_served(row)) for batch in look_up(connection, query, i.id, ids) for row in batch]
+        for row in chain.from_iterable(look_up(connection, query, i.id, ids)):
+            served = _served(row)
+            answers.append(answer_of(served))
+            if most_chars > 0 and served.is_stored and served.prompt and served.completion is not None:
+                kept = texts[served.id] = StoredTexts(row.prompt, row.completion)
+                most_chars -= len(kept.prompt) + len(kept.completion)
+    return Heard(answers, texts)
 
 
 def _served(row: Sequence[Any]) -> Served:
@@ -102,13 +135,6 @@ def read_opinions(database: Database, ids: Sequence[str]) -> list[Opinion]:
 def _said(row: Sequence[Any]) -> Said:
     said = Said._make(row)
     return said._replace(value=read_json(str(said.value)))
-
-
-class StoredTexts(NamedTuple):
-    """`Texts` as JSON."""
-
-    prompt: str
-    completion: str
 
 
 def read_texts(connection: sa.Connection, ids: Sequence[str]) -> dict[str, Texts]:

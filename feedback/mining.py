@@ -1,7 +1,8 @@
 """Mining as a duty: read what feedback touches part by part, judge it, make the stored pairs follow.
 
-Memory is bounded by the largest part: about 1 KB for each of its answers, and the texts of `MOST_DRAFTS` pairs. Of the
-whole history only ids are held, in columns, and the single thumbs, at about 1 KB each.
+Memory is bounded by the largest part: about 1 KB for each of its answers, `KEPT_CHARS` of their texts, and the texts
+of some pairs that are written at once. Of the whole history only ids are held, in columns, and the single thumbs, at
+about 1 KB each.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
-from feedback.candidates import Answer, Ballot, Claim, Skipped, Source
-from feedback.history import read_answers, read_history, read_opinions, read_texts
+from feedback.candidates import Ballot, Claim, Skipped, Source
+from feedback.history import Heard, count_events, read_answers, read_history, read_opinions, read_texts
 from feedback.judged.verdict_store import read_verdicts
 from feedback.judging import Decisions, decide
 from feedback.pairs import UnpairedExample, example_of
@@ -23,13 +24,13 @@ from feedback.partitions import Part, cut
 from feedback.similarity.embedding import Similarity
 from feedback.similarity.matching import add_similar
 from feedback.similarity.stored import reader, settings_reader
-from feedback.stored_pairs import Changes, Row, draft, follow, read_stored_pairs, sides_of, withdraw
+from feedback.stored_pairs import Changes, StoredPair, draft, follow, read_stored_pairs, withdraw
 from pawl.database import Database
 
 PART_ROWS = 5000
 """Interactions and events that are judged at once."""
-MOST_DRAFTS = PART_ROWS
-"""Pairs that are drafted where their part is judged: all, but for a part that is larger because it is connected."""
+KEPT_CHARS = 1 << 25
+"""Of a part's texts, kept from judging to drafting; the rest is read again."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,11 @@ class Mined:
     """Groups that gave no pair, by reason."""
 
 
-class JudgedPart(NamedTuple):
-    """What becomes of a part's candidates, as it travels from where it was judged."""
+class PartTask(NamedTuple):
+    """A part, and the pairs that the store has of it."""
 
     part: Part
-    decisions: Decisions
-    drafts: Mapping[str, Row]
-    """Pairs that were settled and that the store does not have, by id; `MOST_DRAFTS` of them at most."""
+    stored: list[StoredPair]
 
 
 class Lone(NamedTuple):
@@ -61,13 +60,21 @@ class Lone(NamedTuple):
     example: UnpairedExample
 
 
-class _Tally(NamedTuple):
+class Tally(NamedTuple):
     """What became of the candidates of a part, and of its pairs in the store."""
 
     by_source: Counter[Source]
     skipped: Counter[Skipped]
     added: int
     withdrawn: int
+
+
+class MinedPart(NamedTuple):
+    """What is left to be done with a part, as it travels from where it was mined: no texts."""
+
+    tally: Tally
+    alone: tuple[Ballot, ...]
+    """Thumbs that found no partner in the part."""
 
 
 def mine_alias(
@@ -86,39 +93,26 @@ def mine_alias(
     Args:
         since: before that no pair is added; those that are there stay.
         min_judged_margin: of a judge's verdicts those with a smaller margin make no pair.
-        place: where parts are judged; in this process unless told otherwise. Pairs are written from here.
+        place: where parts are judged and their pairs written; in this process unless told otherwise.
         similarity: what counts as nearly the same question; without it thumbs on such questions stay alone.
     """
     place = place or Here(database)
+    work = partial(mine_part, mined_at=mined_at, since=since, min_judged_margin=min_judged_margin)
+    place.expect(work, count_events(database) // part_rows)
     everything = read_stored_pairs(database, alias)
     stored, similar = everything.not_made_of(Source.SIMILAR_THUMBS), everything.made_of(Source.SIMILAR_THUMBS)
     history = read_history(database, alias)
-    tallies: list[_Tally] = []
-    alone: list[Ballot] = []
-    work = partial(judge_part, mined_at=mined_at, min_judged_margin=min_judged_margin)
-    for part, decisions, drafts in place.each(work, cut(history, part_rows)):
-        here, drafting = stored.about(part.interactions), partial(_draft_rest, database, drafts, mined_at)
-        tallies.append(_tally(decisions, follow(database, here, decisions.settled, drafting, since)))
-        alone += decisions.alone
+    tasks = (PartTask(part, stored.about(part.interactions)) for part in cut(history, part_rows))
+    mined = list(place.each(work, tasks))
+    alone = [ballot for one in mined for ballot in one.alone]
     rest = stored.about_others(history.interactions)
     n_withdrawn = withdraw(database, [pair.id for pair in rest if not pair.first_run])
     matched = _match(database, place, alone, similarity)
     answers = {ballot.answer.id: ballot.answer for ballot in alone}
     draft_similar = partial(draft, database, answers=answers, mined_at=mined_at)
-    tallies.append(_tally(matched, follow(database, similar.all(), matched.settled, draft_similar, since)))
-    return _sum([*tallies, _Tally(Counter(), Counter(), 0, n_withdrawn)], n_unpaired=len(matched.alone))
-
-
-def _draft_rest(
-    database: Database, drafts: Mapping[str, Row], mined_at: float, claims: Iterable[Claim]
-) -> Mapping[str, Row]:
-    """What was drafted with a part, and those of its claims that were not."""
-    rest = [claim for claim in claims if claim.pair_id not in drafts]
-    if not rest:
-        return drafts
-    # Before the texts: of what is gone since there are none, and then nobody asks for its answer either.
-    answers = {answer.id: answer for answer in read_answers(database, sorted(sides_of(rest)))}
-    return {**drafts, **draft(database, rest, answers, mined_at)}
+    last = _tally(matched, follow(database, similar.all(), matched.settled, draft_similar, since))
+    gone = Tally(Counter(), Counter(), 0, n_withdrawn)
+    return _sum([*(one.tally for one in mined), last, gone], n_unpaired=len(matched.alone))
 
 
 def _match(database: Database, place: Workplace, alone: Iterable[Ballot], similarity: Similarity | None) -> Decisions:
@@ -146,10 +140,15 @@ def unpaired_examples(
     return tuple(sorted(examples, key=lambda example: example.id))
 
 
-def judge_part(database: Database, part: Part, *, mined_at: float, min_judged_margin: float = 0.0) -> JudgedPart:
-    """What becomes of the candidates of a part."""
-    answers, decisions = _judge(database, part, min_judged_margin)
-    return JudgedPart(part, decisions, draft(database, decisions.settled[:MOST_DRAFTS], answers, mined_at))
+def mine_part(
+    database: Database, task: PartTask, *, mined_at: float, since: float = 0.0, min_judged_margin: float = 0.0
+) -> MinedPart:
+    """Judge the candidates of a part, and make its stored pairs follow."""
+    heard, decisions = _judge(database, task.part, min_judged_margin, most_chars=KEPT_CHARS)
+    answers = {answer.id: answer for answer in heard.answers}
+    drafting = partial(draft, database, answers=answers, mined_at=mined_at, known=heard.texts)
+    changes = follow(database, task.stored, decisions.settled, drafting, since)
+    return MinedPart(_tally(decisions, changes), decisions.alone)
 
 
 def unpaired_in_part(database: Database, part: Part) -> list[Lone]:
@@ -161,27 +160,28 @@ def unpaired_in_part(database: Database, part: Part) -> list[Lone]:
     return [Lone(ballot, example_of(ballot, texts[ballot.answer.id])) for ballot in alone]
 
 
-def _judge(database: Database, part: Part, min_judged_margin: float = 0.0) -> tuple[Mapping[str, Answer], Decisions]:
-    """A part's answers by id, and what becomes of its candidates."""
-    answers = read_answers(database, part.interactions)
+def _judge(
+    database: Database, part: Part, min_judged_margin: float = 0.0, most_chars: int = 0
+) -> tuple[Heard, Decisions]:
+    """A part's answers, with some of their texts, and what becomes of its candidates."""
+    heard = read_answers(database, part.interactions, most_chars)
     opinions, verdicts = read_opinions(database, part.events), read_verdicts(database, part.events)
-    decisions = decide(answers, opinions, verdicts, min_judged_margin=min_judged_margin)
-    return {answer.id: answer for answer in answers}, decisions
+    return heard, decide(heard.answers, opinions, verdicts, min_judged_margin=min_judged_margin)
 
 
-def _tally(decisions: Decisions, changes: Changes) -> _Tally:
+def _tally(decisions: Decisions, changes: Changes) -> Tally:
     # Who is alone in a part may find a partner later, and is counted when that is known.
     skipped = decisions.skipped + Counter({Skipped.NOT_STORED: len(changes.erased)})
     del skipped[Skipped.UNPAIRED]
     by_source = _sources(decisions.settled) - _sources(changes.erased)
-    return _Tally(by_source, skipped, changes.added, changes.withdrawn)
+    return Tally(by_source, skipped, changes.added, changes.withdrawn)
 
 
 def _sources(claims: tuple[Claim, ...]) -> Counter[Source]:
     return Counter(claim.source for claim in claims)
 
 
-def _sum(tallies: list[_Tally], n_unpaired: int) -> Mined:
+def _sum(tallies: list[Tally], n_unpaired: int) -> Mined:
     by_source = sum((tally.by_source for tally in tallies), Counter[Source]())
     skipped = sum((tally.skipped for tally in tallies), Counter[Skipped]({Skipped.UNPAIRED: n_unpaired}))
     return Mined(

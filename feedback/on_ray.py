@@ -1,7 +1,7 @@
 """Parts worked on by the workers of a Ray cluster, for histories that would take one machine too long.
 
-This process keeps the columns of ids and writes the pairs; a worker reads the facts and the texts of its part from the
-database itself, so every worker must reach it and have this version of Pawl installed.
+This process keeps the columns of ids; a worker reads the facts and the texts of its part from the database and writes
+its pairs there, so every worker must reach it and have this version of Pawl installed. No text travels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOCAL: Final = "local"
 """The address of a cluster of this machine's cores, made for the purpose and gone afterwards."""
 LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 256 * 1024**2
-"""Of a local cluster: a few parts with their texts."""
+"""Of a local cluster: a few parts."""
 ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # What Ray will do by itself; until then it warns at each start.
@@ -41,6 +41,9 @@ class OnRay:
     address: str = LOCAL
     n: int | None = None
     """Workers of a local cluster; as many as there are cores unless told otherwise."""
+
+    def expect(self, work: Work[Piece, Result], n_parts: int) -> None:
+        """A cluster is there, or is started with the first part."""
 
     def each(self, work: Work[Piece, Result], parts: Iterable[Piece]) -> Iterator[Result]:
         """What `work` makes of each part, in any order.

@@ -20,6 +20,9 @@ Work = Callable[[Database, Piece], Result]
 class Workplace(Protocol):
     """Something that works on parts. Each brings its own connections to the database."""
 
+    def expect(self, work: Work[Piece, Result], n_parts: int) -> None:
+        """Get ready for this, if that takes time: about so many parts are coming."""
+
     def each(self, work: Work[Piece, Result], parts: Iterable[Piece]) -> Iterator[Result]:
         """What `work` makes of each part, in any order; of few parts at once, however many there are."""
 
@@ -29,6 +32,9 @@ class Here:
     """This process, one part after the other."""
 
     database: Database
+
+    def expect(self, work: Work[Piece, Result], n_parts: int) -> None:
+        """Ready."""
 
     def each(self, work: Work[Piece, Result], parts: Iterable[Piece]) -> Iterator[Result]:
         return (work(self.database, part) for part in parts)

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from itertools import chain, islice
 from threading import Thread
+from types import ModuleType
 from typing import Self
 
 from feedback.errors import WorkerLost
@@ -60,6 +62,11 @@ class Processes:
         self._stays = False
         self._end()
 
+    def expect(self, work: Work[Piece, Result], n_parts: int) -> None:
+        """Start the processes, where they are wanted and stay, so that they are there when the first part is."""
+        if self._stays and self._n > 1 and n_parts >= self._few_parts and self._pool is None:
+            self._pool = self._start(work)
+
     def each(self, work: Work[Piece, Result], parts: Iterable[Piece]) -> Iterator[Result]:
         """What `work` makes of each part, in the order of the parts.
 
@@ -75,7 +82,7 @@ class Processes:
             yield from Here(database).each(work, chain(first, rest))
 
     def _each_elsewhere(self, work: Work[Piece, Result], parts: Iterator[Piece]) -> Iterator[Result]:
-        self._pool = pool = self._pool or self._start()
+        pool = self._pool = self._pool or self._start(work)
         waiting: deque[Future[Result]] = deque()
         is_whole = False
         try:
@@ -91,14 +98,30 @@ class Processes:
             if not (is_whole and self._stays):
                 self._end()
 
-    def _start(self) -> ProcessPoolExecutor:
+    def _start(self, work: Work[Piece, Result]) -> ProcessPoolExecutor:
         spawn = multiprocessing.get_context("spawn")  # A fork would share the connections.
-        return ProcessPoolExecutor(self._n, spawn, initializer=_begin, initargs=(self._settings,))
+        pool = ProcessPoolExecutor(self._n, spawn, initializer=_begin, initargs=(self._settings,))
+        with _nothing_to_repeat():
+            for _ in range(self._n):  # A process is started for each of these.
+                pool.submit(_get_ready, work)
+        return pool
 
     def _end(self) -> None:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
         self._pool = None
+
+
+@contextmanager
+def _nothing_to_repeat() -> Iterator[None]:
+    """What is spawned imports the program that this process is running, for whatever it defines: here that is the whole
+    command line, which takes as long as everything else, and none of it is used."""
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 _databases: list[Database] = []
@@ -111,6 +134,10 @@ def _begin(settings: DatabaseSettings) -> None:
     gc.set_threshold(*FEW_COLLECTIONS)
     Thread(target=_leave_with_parent, daemon=True).start()
     _databases[:] = [open_database(settings)]
+
+
+def _get_ready(work: object) -> None:
+    """To read what is to be done, a process imports the module that it is in."""
 
 
 def _leave_with_parent() -> None:

@@ -12,13 +12,14 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from feedback.batches import columns, look_up, stream
+from feedback.batches import columns, stream
 from feedback.candidates import Answer, Claim
 from feedback.history import ID, StoredTexts, hold_texts, known_events, read_edits, read_stored_texts
 from feedback.messages import digest, edited
@@ -36,6 +37,7 @@ WRITTEN_PAIRS = 1000
 Row = dict[str, Any]
 Drafts = Mapping[str, Row] | Callable[[Iterable[Claim]], Mapping[str, Row]]
 NO_TEXTS = Texts((), {})
+NO_STORED_TEXTS: Final[Mapping[str, StoredTexts]] = MappingProxyType({})
 
 
 class StoredPair(NamedTuple):
@@ -123,20 +125,25 @@ def facts_of(principals: Iterable[str], at: float, margin: float) -> str:
 
 
 def draft(
-    database: Database, claims: Iterable[Claim], answers: Mapping[str, Answer], mined_at: float
+    database: Database,
+    claims: Iterable[Claim],
+    answers: Mapping[str, Answer],
+    mined_at: float,
+    known: Mapping[str, StoredTexts] = NO_STORED_TEXTS,
 ) -> dict[str, Row]:
-    """The rows of pairs that the store does not have, by id.
+    """The rows of these pairs, by id.
 
     Of a claim whose texts are gone there is none. Nothing holds the texts: `follow` looks again before it adds a row.
+
+    Args:
+        known: texts that were read already.
     """
-    settled = {claim.pair_id: claim for claim in claims}
     rows: dict[str, Row] = {}
     with database.read() as connection:
-        stored = {
-            row.id for rows in look_up(connection, sa.select(pairs.c.id), pairs.c.id, list(settled)) for row in rows
-        }
-        for lot in _lots({pair_id: claim for pair_id, claim in settled.items() if pair_id not in stored}):
-            texts = read_stored_texts(connection, sorted(sides_of(lot.values())))
+        for lot in _lots({claim.pair_id: claim for claim in claims}):
+            sides = sides_of(lot.values())
+            texts = read_stored_texts(connection, sorted(sides - known.keys()))
+            texts |= {side: known[side] for side in sides & known.keys()}
             edits = read_edits(connection, [claim.edit.event_id for claim in lot.values() if claim.edit])
             whole = [pair_id for pair_id, claim in lot.items() if _is_whole(claim, texts, edits)]
             rows |= {one: _row(one, lot[one], answers, texts, edits, mined_at) for one in whole}

@@ -79,15 +79,29 @@ def test_of_two_at_the_same_moment_the_greater_id_counts(database: Database) -> 
 def test_a_text_erased_while_it_was_judged_makes_no_pair(database: Database) -> None:
     save(database, [served(1), served(2)], [thumb(1, "up"), thumb(2, "down")])
     (part,) = cut(read_history(database, ALIAS), 100)
-    answers = {answer.id: answer for answer in read_answers(database, part.interactions)}
+    heard = read_answers(database, part.interactions, most_chars=1000)
+    answers = {answer.id: answer for answer in heard.answers}
     decisions = decide(answers.values(), read_opinions(database, part.events))
     drafts = draft(database, decisions.settled, answers, 100.0)
     assert delete_texts(database, interaction_id(2), {})
     changes = follow(database, [], decisions.settled, drafts)
     assert (changes.added, changes.erased) == (0, decisions.settled)
     assert draft(database, decisions.settled, answers, 100.0) == {}
+    assert draft(database, decisions.settled, answers, 100.0, heard.texts) == drafts
     assert count_pairs(database) == {}
     assert mine_alias(database, ALIAS, 100.0).skipped == {Skipped.NOT_STORED: 1, Skipped.UNPAIRED: 1}
+
+
+def test_texts_come_along_as_long_as_there_is_room(database: Database) -> None:
+    save(database, [served(1), served(2), replace(served(3), is_stored=False, prompt=None, completion=None)], [])
+    ids = [interaction_id(number) for number in (1, 2, 3)]
+    known = []
+    for room in (0, 1, 1000):
+        heard = read_answers(database, ids, most_chars=room)
+        assert sorted(answer.id for answer in heard.answers) == ids
+        known.append(sorted(heard.texts))
+    assert [len(names) for names in known] == [0, 1, 2]
+    assert known[2] == ids[:2]
 
 
 def test_miners_come_to_rows_in_one_order(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +111,7 @@ def test_miners_come_to_rows_in_one_order(database: Database, monkeypatch: pytes
     said = [thumb(number, "down" if number % 2 else "up") for number in both]
     save(database, [served(number, question=f"What is {number // 2}?") for number in both], said)
     (part,) = cut(read_history(database, ALIAS), 100)
-    answers = {answer.id: answer for answer in read_answers(database, part.interactions)}
+    answers = {answer.id: answer for answer in read_answers(database, part.interactions).answers}
     settled = decide(answers.values(), read_opinions(database, part.events)).settled
     written: list[list[str]] = []
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feedback import mining
-from feedback.history import read_history
+from feedback import mining, stored_pairs
 from feedback.interactions import FeedbackEvent, Interaction
-from feedback.mining import judge_part, mine_alias, unpaired_examples
+from feedback.mining import mine_alias, unpaired_examples
 from feedback.pairs import mine_pairs
-from feedback.part_work import Piece, Result, Work
-from feedback.partitions import cut
 from feedback.store import count_pairs, delete_texts, list_pairs, load_pairs, mark_pairs_used
 from pawl.database import Database
 from pawl.schema import feedback_events, interactions, pairs
@@ -60,37 +57,33 @@ def test_what_was_found_is_told_and_kept(database: Database) -> None:
     assert count_pairs(database) == {"thumbs": 2}
 
 
-class ErasedMeanwhile:
-    """A place of work from which parts come back when somebody has erased an answer of theirs."""
-
-    def __init__(self, database: Database, number: int) -> None:
-        self._database = database
-        self._erased = interaction_id(number)
-
-    def each(self, work: Work[Piece, Result], parts: Iterable[Piece]) -> Iterator[Result]:
-        for part in parts:
-            result = work(self._database, part)
-            delete_texts(self._database, self._erased, {})
-            yield result
-
-
-@pytest.mark.parametrize("n_drafts", [0, 1, 3])
-def test_of_a_very_large_part_only_some_pairs_travel_with_their_texts(
-    database: Database, monkeypatch: pytest.MonkeyPatch, n_drafts: int
+def test_a_text_that_is_erased_before_its_pair_is_written_makes_none(
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others, an edit among them, are drafted when they are written, and are the same."""
-    monkeypatch.setattr(mining, "MOST_DRAFTS", n_drafts)
     seed(database)
     save(database, [], [feedback(interaction_id(2), "edit", "wanted", created_at=9.0)])
-    (part,) = cut(read_history(database, ALIAS), 100)
-    assert len(judge_part(database, part, mined_at=100.0).drafts) == n_drafts
-    assert mine_alias(database, ALIAS, 100.0).n_added == 3
-    assert load_pairs(database, ALIAS) == list(mine_pairs(*whole_history(database, ALIAS)).pairs)
-    with database.write() as connection:
-        connection.execute(pairs.delete())
-    mined = mine_alias(database, ALIAS, 200.0, place=ErasedMeanwhile(database, 2))
+    drafting = stored_pairs.draft
+
+    def draft_and_erase(*given: Any, **named: Any) -> Any:
+        drafts = drafting(*given, **named)
+        delete_texts(database, interaction_id(2), {})
+        return drafts
+
+    monkeypatch.setattr(mining, "draft", draft_and_erase)
+    mined = mine_alias(database, ALIAS, 200.0)
     assert (mined.n_added, mined.skipped) == (1, {"not_stored": 2, "unpaired": 1})
     assert sides(database) == [GRASS]
+
+
+@pytest.mark.parametrize("room", [0, 500, 1 << 20])
+def test_pairs_are_the_same_however_many_texts_are_kept(
+    database: Database, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(mining, "KEPT_CHARS", room)
+    seed(database)
+    save(database, [], [feedback(interaction_id(2), "edit", "wanted", created_at=9.0)])
+    assert mine_alias(database, ALIAS, 100.0).n_added == 3
+    assert load_pairs(database, ALIAS) == list(mine_pairs(*whole_history(database, ALIAS)).pairs)
 
 
 def test_mining_twice_changes_nothing(database: Database) -> None:

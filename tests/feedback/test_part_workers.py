@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from bench.mining_history import ALIAS, Size, build_history
 from feedback.errors import WorkerLost
 from feedback.history import read_history
-from feedback.mining import judge_part, mine_alias, unpaired_in_part
+from feedback.mining import PartTask, mine_alias, mine_part, unpaired_in_part
 from feedback.part_work import Work
 from feedback.part_workers import AHEAD, Processes
 from feedback.partitions import Part, cut
@@ -66,14 +66,16 @@ def test_several_processes_find_what_one_finds(database: Database, processes: Pr
     assert len(alone) == mined.n_added > 0
 
 
-@pytest.mark.parametrize("work", [partial(judge_part, mined_at=100.0), unpaired_in_part])
-def test_what_goes_to_processes_and_back_arrives_as_it_was(tmp_path: Path, work: Work[Part, Any]) -> None:
+@pytest.mark.parametrize("stage", ["mined", "unpaired"])
+def test_what_goes_to_processes_and_back_arrives_as_it_was(tmp_path: Path, stage: str) -> None:
     with closing(open_database(DatabaseSettings(url=f"sqlite:///{tmp_path}/shared.db"))) as database:
         upgrade(database)
         build_history(database, SIZE, 1)
         part = max(cut(read_history(database, ALIAS), PART_ROWS), key=lambda part: len(part.events))
-        result = work(database, part)
-        sent, given = pickle.loads(pickle.dumps((work, part)))
+        work: Work[Any, Any] = partial(mine_part, mined_at=100.0, since=1e12) if stage == "mined" else unpaired_in_part
+        task = PartTask(part, []) if stage == "mined" else part
+        result = work(database, task)
+        sent, given = pickle.loads(pickle.dumps((work, task)))
         assert sent(database, given) == pickle.loads(pickle.dumps(result)) == result
     assert result
 

@@ -163,6 +163,9 @@ def test_where_texts_are_read_changes_nothing(world: Database) -> None:
     rules = replace(RULES, judges=Judges(classify_response, default_lexicon().is_harmful))
 
     class Backwards:
+        def expect(self, work: Work[Piece, Result], n_parts: int) -> None:
+            pass
+
         def each(self, work: Work[Piece, Result], parts: Iterable[Piece]) -> Iterator[Result]:
             sent = pickle.loads(pickle.dumps(work))
             done = [pickle.loads(pickle.dumps(sent(world, part))) for part in reversed(list(parts))]

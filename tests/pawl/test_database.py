@@ -57,6 +57,20 @@ def test_an_upgrade_takes_as_long_as_it_takes(database_url: str, monkeypatch: py
     database.close()
 
 
+def test_texts_are_written_in_the_faster_compression(postgresql: PostgreSQL) -> None:
+    database = open_database(DatabaseSettings(url=postgresql.create_database("compression")))
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE told (said text)")
+        connection.exec_driver_sql("INSERT INTO told SELECT repeat('again and ', 1000)")
+    with database.read() as connection:
+        found = connection.exec_driver_sql("SELECT pg_column_compression(said) FROM told").scalar_one()
+        known = connection.exec_driver_sql(
+            "SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = %s", ("default_toast_compression",)
+        )
+        assert found == ("lz4" if known.scalar_one() else "pglz")
+    database.close()
+
+
 def test_the_planners_samples_of_older_versions_go(postgresql: PostgreSQL) -> None:
     """Names and texts would stay in them whoever is erased."""
     name = f"test_{uuid.uuid4().hex}"
