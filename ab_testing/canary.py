@@ -12,25 +12,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Literal, NamedTuple, cast, get_args
 
 from ab_testing.canary_state import (
     CanaryConfig,
     CanaryState,
     GuardrailMetric,
     HeldReason,
-    MetricEvidence,
     PhaseCount,
     Status,
+    UserEvent,
     UserOutcome,
     harm_bound,
     launch,
     observe,
+    observe_assigned,
+    observe_events,
     running_status,
     split_mismatch,
 )
 from ab_testing.eprocess import NonInferiorityBet, finite_exp
 from ab_testing.errors import InvalidTransition
+from ab_testing.evidence import MetricEvidence, log_harm
 from ab_testing.experiment import CANARY_RESERVE
 
 __all__ = [
@@ -39,25 +43,23 @@ __all__ = [
     "Decision",
     "GuardrailMetric",
     "Health",
+    "PhaseCount",
+    "UserEvent",
     "UserOutcome",
     "apply",
     "decide",
     "launch",
     "observe",
+    "observe_assigned",
+    "observe_events",
     "override",
     "weight_of",
 ]
 
 Verdict = Literal["advance", "promote", "hold", "continue", "roll_back", "abort", "resume"]
-Cause = Literal["breaker", "harm", "srm", "missing_data", "inconclusive", "operator", "evidence", "waiting", "over"]
+Cause = HeldReason | Literal["breaker", "harm", "evidence", "waiting", "over"]
 Evidence = Mapping[str, float | Mapping[str, float]]
-
-_HOLDS: Mapping[Cause, HeldReason] = {
-    "srm": "srm",
-    "missing_data": "missing_data",
-    "inconclusive": "inconclusive",
-    "operator": "operator",
-}
+_HOLDS: frozenset[str] = frozenset(get_args(HeldReason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +102,23 @@ class Decision:
         }
 
 
-class _View(NamedTuple):
-    """All that a decision may depend on."""
+@dataclass(frozen=True)
+class _View:
+    """All that a decision may depend on, and what more than one check asks of it."""
 
     state: CanaryState
     config: CanaryConfig
     now: float
     health: Health
+
+    @cached_property
+    def blocker(self) -> _Blocker | None:
+        return _blocker(self)
+
+    @cached_property
+    def log_certify(self) -> dict[str, float]:
+        """Logarithm, by metric, of the evidence as it is now that the harm is below the margin."""
+        return {name: evidence.certify.log_e_value for name, evidence in self.state.metrics.items()}
 
     @property
     def step_count(self) -> PhaseCount:
@@ -167,6 +179,7 @@ def apply(state: CanaryState, config: CanaryConfig, decision: Decision, now: flo
         return state
     if state.is_final:
         raise InvalidTransition(f"the canary is over: {state.status}")
+    state = _without_gap(state, config, now)
     match decision.verdict:
         case "roll_back":
             return _end(state, "rolled_back")
@@ -177,11 +190,35 @@ def apply(state: CanaryState, config: CanaryConfig, decision: Decision, now: flo
         case "advance":
             return _enter(state, config, state.step + 1, now)
         case "hold":
-            return replace(state, status="hold", held_reason=_HOLDS[decision.cause])
+            return replace(state, status="hold", held_reason=_held_reason(decision))
         case "resume":
             return replace(_running(state, config), cap_started_at=now)
         case "continue":
             return _running(state, config)
+
+
+def _without_gap(state: CanaryState, config: CanaryConfig, now: float) -> CanaryState:
+    """Note when something was learned last. A silence, or a jump of the clock, before it is not time that passed."""
+    if state.n_learned == state.seen or not math.isfinite(now):
+        return state
+    gap = now - _seen_at(state)
+    lost = 0.0 if 0 <= gap <= config.max_silence_s else gap
+    return replace(
+        state,
+        step_started_at=state.step_started_at + lost,
+        cap_started_at=state.cap_started_at + lost,
+        baked_from=_baked_from(state) + lost,
+        seen_at=now,
+        seen=state.n_learned,
+    )
+
+
+def _seen_at(state: CanaryState) -> float:
+    return state.step_started_at if state.seen_at is None else state.seen_at
+
+
+def _baked_from(state: CanaryState) -> float:
+    return state.started_at if state.baked_from is None else state.baked_from
 
 
 def _over(view: _View) -> Decision | None:
@@ -210,15 +247,19 @@ def _breaker(view: _View) -> Decision | None:
 
 
 def _srm(view: _View) -> Decision | None:
-    mismatch = split_mismatch(view.state)
+    return _split_fault(view, "assigned", view.state.assigned) or _split_fault(view, "scored", view.state.phases)
+
+
+def _split_fault(view: _View, which: Literal["assigned", "scored"], counts: tuple[PhaseCount, ...]) -> Decision | None:
+    mismatch = split_mismatch(counts)
     if mismatch < -math.log(view.config.srm_alpha):
         return None
-    seen = ", ".join(f"step {c.phase + 1}: {c.treatment} of {c.control + c.treatment}" for c in view.state.phases)
+    seen = ", ".join(f"step {c.phase + 1}: {c.treatment} of {c.control + c.treatment}" for c in counts)
     reason = (
-        f"The split of scored users is not the one intended (canary users in {seen}; Bayes factor "
+        f"The split of {which} users is not the one intended (canary users in {seen}; Bayes factor "
         f"{finite_exp(mismatch):.3g}). Find out who is missing, then start again with a new salt."
     )
-    return _decision(view, "hold", reason, "srm")
+    return _decision(view, "hold", reason, "srm_assigned" if which == "assigned" else "srm_scored")
 
 
 def _harm(view: _View) -> Decision | None:
@@ -227,9 +268,37 @@ def _harm(view: _View) -> Decision | None:
         return None
     reason = (
         f"{state.harm_metric}: {_rates(state.metrics[state.harm_metric])}. "
-        f"The evidence of harm reached {finite_exp(state.harm_peak):.3g}; {needed:.3g} rolls back."
+        f"The evidence of harm reached {finite_exp(state.harm_peak):.3g}; {needed:.3g} rolls back. {_blame(view)}"
     )
     return _decision(view, "roll_back", reason, "harm", metric=state.harm_metric, weight=0.0)
+
+
+def _blame(view: _View) -> str:
+    """Say whether single metrics are proven harmful, at the same level for all of them together."""
+    proven = _proven(view)
+    if not proven:
+        return "No metric is proven harmful on its own: this one contributed most."
+    return f"Proven on its own: {', '.join(proven)}."
+
+
+def _proven(view: _View) -> list[str]:
+    """Return the metrics that the closed test rejects (Vovk and Wang, "E-values", 2021, on Holm's procedure).
+
+    A metric is rejected if every set of metrics that it is in would be, each with its own share of the weights: the
+    hardest set is the metric together with all others that fall short of their part. Events stand for themselves.
+    """
+    weights = view.config.harm_weights
+    needed, surplus, by_events = 1 / view.config.alpha_rollback, dict[str, float](), dict[str, float]()
+    for metric in view.config.metrics:
+        evidence, weight = view.state.metrics[metric.name], weights[metric.name]
+        surplus[metric.name] = weight.users * evidence.harm.e_value - metric.weight * needed
+        by_events[metric.name] = weight.events * evidence.events.e_value
+    shortfall = math.fsum(min(0.0, amount) for amount in surplus.values())
+    return [
+        name
+        for name in surplus
+        if by_events[name] >= needed or surplus[name] + shortfall - min(0.0, surplus[name]) >= 0
+    ]
 
 
 def _missing_data(view: _View) -> Decision | None:
@@ -246,14 +315,18 @@ def _held(view: _View) -> Decision | None:
     held = view.state.held_reason
     if held is None or held == "missing_data":
         return None
+    if held == "approval":
+        return _decision(view, "hold", _approval(view), held)
     reason = f"Held ({held}) until a person resumes, advances or rolls back. {_waiting_for(view)}".strip()
     return _decision(view, "hold", reason, held)
 
 
 def _progress(view: _View) -> Decision | None:
-    if _blocker(view) is not None:
+    if view.blocker is not None:
         return None
     verdict, weight = _next_step(view.state, view.config)
+    if verdict == "promote" and view.config.needs_approval:
+        return _decision(view, "hold", _approval(view), "approval")
     users = f"{view.step_count.treatment} canary users at {_percent(view.weight)}"
     if verdict == "promote":
         reason = f"After {users}, a harm of the margin is ruled out in every metric ({_margins(view.config)})."
@@ -266,8 +339,15 @@ def _progress(view: _View) -> Decision | None:
     return _decision(view, verdict, reason, "evidence", weight=weight)
 
 
+def _approval(view: _View) -> str:
+    return (
+        f"A harm of the margin is ruled out in every metric ({_margins(view.config)}). "
+        "Waits for approval: a person's advance promotes."
+    )
+
+
 def _time_cap(view: _View) -> Decision | None:
-    if view.now - view.state.cap_started_at < view.config.max_time_s:
+    if not view.now - view.state.cap_started_at >= view.config.max_time_s:
         return None
     reason = f"Inconclusive after {view.config.max_time_s:.0f} s. {_waiting_for(view)}"
     return _decision(view, "hold", reason, "inconclusive")
@@ -282,14 +362,35 @@ class _Blocker(NamedTuple):
 
 
 def _blocker(view: _View) -> _Blocker | None:
-    state, config = view.state, view.config
-    dwell, count, needed = view.now - state.step_started_at, view.step_count, config.min_users[state.step]
-    if dwell < config.min_dwell_s:
-        return _Blocker(f"{dwell:.0f} s of {config.min_dwell_s:.0f} s have passed in this step", None)
-    if count.treatment < needed:
-        missing = (needed - count.treatment) / view.weight
-        return _Blocker(f"{count.treatment} of {needed} canary users are in", missing)
+    for condition in (_silent, _too_soon, _too_few):
+        if (blocker := condition(view)) is not None:
+            return blocker
     return _uncertified(view) if view.is_last_step else _over_budget(view)
+
+
+def _silent(view: _View) -> _Blocker | None:
+    silence = view.now - _seen_at(view.state)
+    if 0 <= silence <= view.config.max_silence_s:  # Written so that NaN is silence too.
+        return None
+    since = "the clock went back" if silence < 0 else f"nothing was learned for {silence:.0f} s"
+    return _Blocker(f"{since}: stale evidence, or a clock that jumped, decides nothing", None)
+
+
+def _too_soon(view: _View) -> _Blocker | None:
+    dwell, baked = view.now - view.state.step_started_at, view.now - _baked_from(view.state)
+    if not dwell >= view.config.min_dwell_s:
+        return _Blocker(f"{dwell:.0f} s of {view.config.min_dwell_s:.0f} s have passed in this step", None)
+    if view.is_last_step and not baked >= view.config.bake_s:
+        return _Blocker(f"{baked:.0f} s of {view.config.bake_s:.0f} s have passed since the launch", None)
+    return None
+
+
+def _too_few(view: _View) -> _Blocker | None:
+    count, needed = view.step_count, view.config.min_users[view.state.step]
+    for side, users, share in (("canary", count.treatment, view.weight), ("control", count.control, CANARY_RESERVE)):
+        if users < needed:
+            return _Blocker(f"{users} of {needed} {side} users are in", (needed - users) / share)
+    return None
 
 
 def _over_budget(view: _View) -> _Blocker | None:
@@ -307,7 +408,9 @@ def _over_budget(view: _View) -> _Blocker | None:
         f"the primary metric's added harm may be up to {_percent(bound)}; "
         f"{_percent(following)} of traffic allows {_percent(allowed)}"
     )
-    return _Blocker(reason, _most_users(bets, config.alpha_promote))
+    alpha = config.alpha_promote
+    users = [_users_to_cross(bet, bet.log_e_value, alpha) for bet in bets if not bet.has_crossed(alpha)]
+    return _Blocker(reason, _most(users))
 
 
 def _uncertified(view: _View) -> _Blocker | None:
@@ -318,29 +421,28 @@ def _uncertified(view: _View) -> _Blocker | None:
     if not open_ones:
         return None
     parts = [
-        f"{metric.name} {finite_exp(evidence[metric.name].certify.peak):.3g} (margin {_percent(metric.margin)})"
-        for metric in open_ones
+        f"{metric.name} {_certified(view, metric.name):.3g} (margin {_percent(metric.margin)})" for metric in open_ones
     ]
     reason = f"evidence that the harm is below the margin must reach {1 / alpha:.3g}: {', '.join(parts)}"
-    return _Blocker(reason, _most_users([evidence[metric.name].certify for metric in open_ones], alpha))
+    users = [_users_to_cross(evidence[m.name].certify, view.log_certify[m.name], alpha) for m in open_ones]
+    return _Blocker(reason, _most(users))
 
 
-def _most_users(bets: list[NonInferiorityBet], alpha: float) -> float | None:
-    needed = [_users_to_cross(bet, alpha) for bet in bets if not bet.has_crossed(alpha)]
-    known = [users for users in needed if users is not None]
-    return max(known) if known and len(known) == len(needed) else None
+def _most(users: list[float | None]) -> float | None:
+    known = [needed for needed in users if needed is not None]
+    return max(known) if known and len(known) == len(users) else None
 
 
-def _users_to_cross(bet: NonInferiorityBet, alpha: float) -> float | None:
+def _users_to_cross(bet: NonInferiorityBet, log_e_value: float, alpha: float) -> float | None:
     """Guess from the growth of the best stake so far; None while nothing grows."""
     # The reserve has the same share of traffic in every step, so it tells how much traffic the growth took.
     traffic = bet.control_count / CANARY_RESERVE
     growth = max(bet.log_wealth)
-    return None if growth <= 0 else (-math.log(alpha) - bet.log_e_value) * traffic / growth
+    return None if growth <= 0 else max(0.0, -math.log(alpha) - log_e_value) * traffic / growth
 
 
 def _waiting_for(view: _View) -> str:
-    blocker = _blocker(view)
+    blocker = view.blocker
     if blocker is None:
         return ""
     text = f"Step {view.state.step + 1} ({_percent(view.weight)}): {blocker.reason}."
@@ -358,6 +460,12 @@ def _enter(state: CanaryState, config: CanaryConfig, step: int, now: float) -> C
     if step >= len(config.steps):
         raise InvalidTransition("there is no further step: promote instead")
     return replace(state, status=running_status(config, step), step=step, step_started_at=now, held_reason=None)
+
+
+def _held_reason(decision: Decision) -> HeldReason:
+    if decision.cause not in _HOLDS:
+        raise InvalidTransition(f"a canary is not held because of {decision.cause}")
+    return cast(HeldReason, decision.cause)
 
 
 def _running(state: CanaryState, config: CanaryConfig) -> CanaryState:
@@ -382,17 +490,23 @@ def _decision(
 
 def _evidence(view: _View) -> Evidence:
     state, config = view.state, view.config
+    harm = log_harm(state.metrics, config.harm_weights)
     return {
-        "harm": finite_exp(state.harm_peak),
+        "harm": finite_exp(max(state.harm_peak, harm.overall)),
         "harm_needed": 1 / config.alpha_rollback,
         "harm_bound": harm_bound(state, config),
-        "split_mismatch": finite_exp(split_mismatch(state)),
+        "split_mismatch": finite_exp(split_mismatch(state.phases)),
+        "assigned_split_mismatch": finite_exp(split_mismatch(state.assigned)),
         "canary_users": float(sum(count.treatment for count in state.phases)),
         "control_users": float(sum(count.control for count in state.phases)),
-        "harm_by_metric": {name: evidence.harm.e_value for name, evidence in state.metrics.items()},
-        "certify_by_metric": {name: finite_exp(evidence.certify.peak) for name, evidence in state.metrics.items()},
+        "harm_by_metric": {name: finite_exp(log) for name, log in harm.by_metric.items()},
+        "certify_by_metric": {name: _certified(view, name) for name in state.metrics},
         "certify_needed": 1 / config.alpha_promote,
     }
+
+
+def _certified(view: _View, name: str) -> float:
+    return finite_exp(max(view.state.metrics[name].certify.peak, view.log_certify[name]))
 
 
 def _rates(evidence: MetricEvidence) -> str:
@@ -410,4 +524,4 @@ def _percent(share: float) -> str:
 
 
 def _margins(config: CanaryConfig) -> str:
-    return ", ".join(f"{metric.name} {_percent(metric.margin)}" for metric in config.metrics)
+    return ", ".join(f"{metric.name} {_percent(metric.margin)}" for metric in config.metrics if metric.role != "signal")

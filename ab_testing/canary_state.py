@@ -14,17 +14,20 @@ from ab_testing.eprocess import (
     METHOD,
     HarmBet,
     NonInferiorityBet,
+    check_outcome,
     log_split_mismatch,
-    log_weighted_mean,
     upper_harm_bound,
 )
 from ab_testing.errors import InvalidCanary, InvalidOutcome
+from ab_testing.evidence import HarmWeights, MetricEvidence, MetricTally, harm_weights, log_users_mean
 from ab_testing.experiment import CANARY_RESERVE
 
 Role = Literal["primary", "guardrail", "signal"]
 """The primary metric also bounds each step; a signal can roll back, but promotion does not wait for evidence on it."""
 Status = Literal["ramp", "certify", "hold", "promoted", "rolled_back", "aborted"]
-HeldReason = Literal["srm", "missing_data", "inconclusive", "operator"]
+HeldReason = Literal["srm_assigned", "srm_scored", "srm", "missing_data", "inconclusive", "approval", "operator"]
+"""What a canary waits for. "srm" is what versions before 2 of the method wrote for "srm_scored"."""
+SPLIT_FAULTS: frozenset[HeldReason | None] = frozenset({"srm_assigned", "srm_scored", "srm"})
 FINAL: frozenset[Status] = frozenset({"promoted", "rolled_back", "aborted"})
 
 _ROUNDING = 1e-9
@@ -40,6 +43,10 @@ class GuardrailMetric:
     weight: float
     """Share of the rollback evidence; the weights of all metrics add up to one."""
     role: Role = "guardrail"
+    threshold: float | None = None
+    """Of an exceedance: above it an answer counts as slow or long."""
+    counts_events: bool = False
+    """Whether each user's first harmful event is evidence at once: for harms that at most one user in twenty sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +68,20 @@ class CanaryConfig:
     breaker_error_share: float = 0.2
     breaker_min_requests: int = 20
     max_time_s: float = 14 * 86_400.0
+    watch_s: float = 0.0
+    """How long the candidate is watched after its promotion, the old champion loaded beside it."""
     srm_alpha: float = 0.001
     certify_from: float = 0.10
     """Smallest share of traffic whose users count towards promotion: a 1 % canary catches disasters, no more."""
     bound_margins: tuple[float, ...] = (0.02, 0.04, 0.05, 0.1, 0.2, 0.5)
     """Margins among which the bound on the primary metric is looked for."""
+    bake_s: float = 0.0
+    """Nothing is promoted sooner than this after the launch."""
+    needs_approval: bool = False
+    """Whether a person must order the promotion, once the evidence suffices."""
+    max_silence_s: float = 21_600.0
+    """Nothing advances when the last user was learned of longer ago than this, or in the future: the evidence is stale
+    or the clock has jumped. Such spans do not count as time that has passed."""
 
     def __post_init__(self) -> None:
         _check_steps(self)
@@ -73,10 +89,17 @@ class CanaryConfig:
         for name in ("alpha_rollback", "alpha_promote", "harm_budget", "srm_alpha", "breaker_error_share"):
             if not 0 < getattr(self, name) < 1:
                 raise InvalidCanary(f"{name} must lie between 0 and 1")
-        if not (0 <= self.min_dwell_s < self.max_time_s < math.inf):
-            raise InvalidCanary("min_dwell_s must be shorter than max_time_s")
+        if not (0 <= self.min_dwell_s < self.max_time_s < math.inf and 0 <= self.bake_s < self.max_time_s):
+            raise InvalidCanary("min_dwell_s and bake_s must be shorter than max_time_s")
+        if not 0 < self.max_silence_s < math.inf:
+            raise InvalidCanary("max_silence_s must be above 0")
         if self.breaker_min_requests < 1:
             raise InvalidCanary("breaker_min_requests must be at least 1")
+
+    @property
+    def harm_weights(self) -> dict[str, HarmWeights]:
+        """What the bets of each metric count for in the evidence of harm."""
+        return {m.name: harm_weights(m.weight, counts_events=m.counts_events) for m in self.metrics}
 
     @property
     def config_hash(self) -> str:
@@ -116,35 +139,20 @@ class UserOutcome(NamedTuple):
     """Step in which the user was first seen, in any zone."""
 
 
-@dataclass(frozen=True, slots=True)
-class MetricEvidence:
-    """What is known about one metric."""
+class UserEvent(NamedTuple):
+    """The first harmful event of one analysed user, in one metric, told of the moment it is known.
 
-    harm: HarmBet
-    certify: NonInferiorityBet
-    bound: tuple[NonInferiorityBet, ...] = ()
-    treatment_sum: float = 0.0
-    treatment_count: int = 0
+    The guarantee is exact where it is told of before the user's outcome counts: what the outcome moves later, such as
+    the time of a step, may hint at the user's side.
+    """
 
-    def to_json(self) -> dict[str, object]:
-        return {
-            "harm": self.harm.to_json(),
-            "certify": self.certify.to_json(),
-            "bound": [bet.to_json() for bet in self.bound],
-            "treatment_sum": self.treatment_sum,
-            "treatment_count": self.treatment_count,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> MetricEvidence:
-        bound = cast(Sequence[Mapping[str, object]], data["bound"])
-        return cls(
-            HarmBet.from_json(cast(Mapping[str, object], data["harm"])),
-            NonInferiorityBet.from_json(cast(Mapping[str, object], data["certify"])),
-            tuple(NonInferiorityBet.from_json(bet) for bet in bound),
-            float(cast(float, data["treatment_sum"])),
-            int(cast(int, data["treatment_count"])),
-        )
+    metric: str
+    unit: str
+    is_treatment: bool
+    treatment_probability: float
+    """That of the user's own phase, as in `UserOutcome`: whatever the weight is by now."""
+    phase: int
+    """Step in which the user was first seen."""
 
 
 class PhaseCount(NamedTuple):
@@ -169,10 +177,25 @@ class CanaryState:
     metrics: Mapping[str, MetricEvidence]
     phases: tuple[PhaseCount, ...] = ()
     harm_peak: float = 0.0
-    """Largest logarithm, over all users so far, of the weighted mean of the metrics' evidence of harm."""
+    """Largest logarithm so far of the evidence of harm, the users' weighted mean or one metric's bet on events, among
+    those that could decide."""
     harm_metric: str | None = None
     """The metric that contributed most to that peak."""
     held_reason: HeldReason | None = None
+    assigned: tuple[PhaseCount, ...] = ()
+    """Users as they were assigned, whether or not anything was ever known of their outcome."""
+    baked_from: float | None = None
+    """From when the bake time counts; None for the start."""
+    seen_at: float | None = None
+    """When something was learned last; None for the start of the step."""
+    seen: int = 0
+    """How much had been learned by then."""
+
+    @property
+    def n_learned(self) -> int:
+        """Users assigned, users matured and events: it rises with whatever is learned."""
+        users = sum(count.control + count.treatment for count in (*self.assigned, *self.phases))
+        return users + sum(evidence.events.events for evidence in self.metrics.values())
 
     @property
     def is_final(self) -> bool:
@@ -193,12 +216,15 @@ class CanaryState:
             "harm_peak": self.harm_peak,
             "harm_metric": self.harm_metric,
             "held_reason": self.held_reason,
+            "assigned": [list(count) for count in self.assigned],
+            "baked_from": self.baked_from,
+            "seen_at": self.seen_at,
+            "seen": self.seen,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> CanaryState:
         metrics = cast(Mapping[str, Mapping[str, object]], data["metrics"])
-        phases = cast(Sequence[tuple[int, float, int, int]], data["phases"])
         return cls(
             status=cast(Status, data["status"]),
             step=cast(int, data["step"]),
@@ -206,10 +232,14 @@ class CanaryState:
             step_started_at=cast(float, data["step_started_at"]),
             cap_started_at=cast(float, data["cap_started_at"]),
             metrics={name: MetricEvidence.from_json(evidence) for name, evidence in metrics.items()},
-            phases=tuple(PhaseCount(*count) for count in phases),
+            phases=_phases_from_json(data["phases"]),
             harm_peak=cast(float, data["harm_peak"]),
             harm_metric=cast("str | None", data["harm_metric"]),
             held_reason=cast("HeldReason | None", data["held_reason"]),
+            assigned=_phases_from_json(data.get("assigned", ())),
+            baked_from=cast("float | None", data.get("baked_from")),
+            seen_at=cast("float | None", data.get("seen_at")),
+            seen=cast(int, data.get("seen", 0)),
         )
 
 
@@ -239,18 +269,56 @@ def observe(state: CanaryState, config: CanaryConfig, outcomes: Iterable[UserOut
     Raises:
         InvalidOutcome: A value or a probability is impossible.
     """
-    if state.is_final or state.held_reason == "srm":
+    if not _learns(state):
         return state
+    tally = _Tally(state, config)
     for outcome in outcomes:
-        state = _observe_user(state, config, outcome)
+        tally.add(outcome)
+    return tally.added_to(state)
+
+
+def observe_events(state: CanaryState, config: CanaryConfig, events: Iterable[UserEvent]) -> CanaryState:
+    """Fold first harmful events into the evidence, in the order in which they came to be known.
+
+    The caller tells of each user once per metric, and only of users who are analysed. Events of metrics that do not
+    count them change nothing.
+
+    Raises:
+        InvalidOutcome: The metric is unknown, or a probability is impossible.
+    """
+    if not _learns(state):
+        return state
+    for event in events:
+        state = _observe_event(state, config, event)
     return state
 
 
-def split_mismatch(state: CanaryState) -> float:
+def observe_assigned(state: CanaryState, config: CanaryConfig, counts: Iterable[PhaseCount]) -> CanaryState:
+    """Add analysed users first seen since the last call, by phase: each user is counted once.
+
+    Raises:
+        InvalidOutcome: The canary has no such phase, a phase had another probability before, or a count is negative.
+    """
+    if not _learns(state):
+        return state
+    assigned = state.assigned
+    for count in counts:
+        if not 0 <= count.phase < len(config.steps) or min(count.control, count.treatment) < 0:
+            raise InvalidOutcome(f"nobody can have been assigned as {count}")
+        check_outcome(0.0, count.treatment_probability)
+        assigned = _add_count(assigned, count)
+    return replace(state, assigned=assigned)
+
+
+def split_mismatch(counts: Iterable[PhaseCount]) -> float:
     """Return the log Bayes factor against the intended split, over all phases."""
     return math.fsum(
-        log_split_mismatch(count.control, count.treatment, count.treatment_probability) for count in state.phases
+        log_split_mismatch(count.control, count.treatment, count.treatment_probability) for count in counts
     )
+
+
+def _learns(state: CanaryState) -> bool:
+    return not state.is_final and state.held_reason not in SPLIT_FAULTS
 
 
 def harm_bound(state: CanaryState, config: CanaryConfig) -> float:
@@ -260,44 +328,92 @@ def harm_bound(state: CanaryState, config: CanaryConfig) -> float:
     return max(1.0 if bound is None else bound for bound in bounds)
 
 
-def _observe_user(state: CanaryState, config: CanaryConfig, outcome: UserOutcome) -> CanaryState:
-    certifies = outcome.treatment_probability >= treatment_probability(config.certify_from) - _ROUNDING
-    metrics = {
-        name: _observe_metric(evidence, outcome, outcome.values.get(name), certifies)
-        for name, evidence in state.metrics.items()
-    }
-    logs = [metrics[metric.name].harm.log_e_value for metric in config.metrics]
-    weights = [metric.weight for metric in config.metrics]
-    harm = log_weighted_mean(logs, weights)
-    state = replace(state, metrics=metrics, phases=_count(state.phases, outcome))
-    if harm <= state.harm_peak:
+class _Tally:
+    """A state's evidence while matured users are being added to it: frozen again before anybody sees it."""
+
+    def __init__(self, state: CanaryState, config: CanaryConfig) -> None:
+        self._metrics = {metric.name: _metric_tally(state, config, metric) for metric in config.metrics}
+        self._weights = list(config.harm_weights.values())
+        self._phases = {count.phase: count for count in state.phases}
+        self._certifies_from = treatment_probability(config.certify_from) - _ROUNDING
+        self._harm_peak = state.harm_peak
+        self._harm_metric = state.harm_metric
+        self._log_limit = max(state.harm_peak, -math.log(config.alpha_rollback))
+
+    def add(self, outcome: UserOutcome) -> None:
+        """Bet on one user in every metric that the user could show."""
+        _, is_treatment, w, values, _ = outcome
+        certifies = w >= self._certifies_from
+        for name, metric in self._metrics.items():
+            f = values.get(name)
+            if f is not None:
+                metric.add(f, is_treatment, w, certifies=certifies)
+        self._count(outcome)
+        self._raise_peak()
+
+    def _count(self, outcome: UserOutcome) -> None:
+        phase, w = outcome.phase, outcome.treatment_probability
+        before = self._phases.get(phase)
+        if before is None:
+            check_outcome(0.0, w)
+            before = PhaseCount(phase, w)
+        self._phases[phase] = _sum(before, PhaseCount(phase, w, not outcome.is_treatment, outcome.is_treatment))
+
+    def _raise_peak(self) -> None:
+        bets = [metric.harm for metric in self._metrics.values()]
+        if max([bet.log_limit for bet in bets]) < self._log_limit:
+            return  # No mean is above its largest part: nothing is decided here, and most users end here.
+        logs = [bet.log_e_value for bet in bets]
+        harm = log_users_mean(logs, self._weights)
+        if harm > self._harm_peak:
+            self._harm_peak = harm
+            self._log_limit = max(self._log_limit, harm)
+            parts = [log + _log(weight.users) for log, weight in zip(logs, self._weights, strict=True)]
+            self._harm_metric = list(self._metrics)[parts.index(max(parts))]
+
+    def added_to(self, state: CanaryState) -> CanaryState:
+        return replace(
+            state,
+            metrics={name: tally.frozen() for name, tally in self._metrics.items()},
+            phases=tuple([self._phases[phase] for phase in sorted(self._phases)]),
+            harm_peak=self._harm_peak,
+            harm_metric=self._harm_metric,
+        )
+
+
+def _metric_tally(state: CanaryState, config: CanaryConfig, metric: GuardrailMetric) -> MetricTally:
+    evidence, is_required = state.metrics[metric.name], metric.role != "signal"
+    return MetricTally(evidence, is_required=is_required, alpha_promote=config.alpha_promote)
+
+
+def _observe_event(state: CanaryState, config: CanaryConfig, event: UserEvent) -> CanaryState:
+    metric = next((metric for metric in config.metrics if metric.name == event.metric), None)
+    if metric is None:
+        raise InvalidOutcome(f"no metric is called {event.metric!r}")
+    if not metric.counts_events:
         return state
-    worst = max(config.metrics, key=lambda metric: metrics[metric.name].harm.log_e_value + _log(metric.weight))
-    return replace(state, harm_peak=harm, harm_metric=worst.name)
+    before = state.metrics[metric.name]
+    after = replace(before, events=before.events.update(event.is_treatment, event.treatment_probability))
+    state = replace(state, metrics={**state.metrics, metric.name: after})
+    harm = after.events.log_e_value + _log(config.harm_weights[metric.name].events)
+    return state if harm <= state.harm_peak else replace(state, harm_peak=harm, harm_metric=metric.name)
 
 
-def _observe_metric(evidence: MetricEvidence, outcome: UserOutcome, f: float | None, certifies: bool) -> MetricEvidence:
-    if f is None:
-        return evidence
-    arguments = (f, outcome.is_treatment, outcome.treatment_probability)
-    return MetricEvidence(
-        harm=evidence.harm.update(*arguments),
-        certify=evidence.certify.update(*arguments) if certifies else evidence.certify,
-        bound=tuple([bet.update(*arguments) for bet in evidence.bound]),
-        treatment_sum=evidence.treatment_sum + (f if outcome.is_treatment else 0.0),
-        treatment_count=evidence.treatment_count + outcome.is_treatment,
-    )
-
-
-def _count(phases: tuple[PhaseCount, ...], outcome: UserOutcome) -> tuple[PhaseCount, ...]:
+def _add_count(phases: tuple[PhaseCount, ...], more: PhaseCount) -> tuple[PhaseCount, ...]:
     counts = {count.phase: count for count in phases}
-    count = counts.get(outcome.phase, PhaseCount(outcome.phase, outcome.treatment_probability))
-    if abs(count.treatment_probability - outcome.treatment_probability) > _ROUNDING:
-        raise InvalidOutcome(f"phase {outcome.phase} cannot have two probabilities of treatment")
-    counts[outcome.phase] = count._replace(
-        control=count.control + (not outcome.is_treatment), treatment=count.treatment + outcome.is_treatment
-    )
+    counts[more.phase] = _sum(counts.get(more.phase, more._replace(control=0, treatment=0)), more)
     return tuple(counts[phase] for phase in sorted(counts))
+
+
+def _sum(count: PhaseCount, more: PhaseCount) -> PhaseCount:
+    phase, w, control, treatment = count
+    if abs(w - more.treatment_probability) > _ROUNDING:
+        raise InvalidOutcome(f"phase {phase} cannot have two probabilities of treatment")
+    return PhaseCount(phase, w, control + more.control, treatment + more.treatment)
+
+
+def _phases_from_json(data: object) -> tuple[PhaseCount, ...]:
+    return tuple(PhaseCount(*count) for count in cast(Sequence[tuple[int, float, int, int]], data))
 
 
 def _no_evidence(metric: GuardrailMetric, config: CanaryConfig) -> MetricEvidence:

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import structlog
 
-from ab_testing.canary import Decision, Health, apply, decide, launch, observe, override, weight_of
-from ab_testing.canary_state import CanaryConfig, GuardrailMetric
-from ab_testing.errors import InvalidCanary
-from ab_testing.experiment import CONTROL, TREATMENT, Route, canary_experiment
-from ab_testing.outcomes import (
-    HARMFUL_COMPLIANCE,
-    OVER_REFUSAL,
-    SCORED_METRICS,
-    THUMBS_DOWN,
-    TOXICITY,
-    Matured,
-    is_unscored,
-    matured_users,
+from ab_testing.canary import Decision, apply, decide, launch, override, weight_of
+from ab_testing.experiment import Route, canary_experiment
+from ab_testing.replay import Inputs, learn, learn_after
+from ab_testing.rollout_rules import canary_config
+from ab_testing.rollout_store import (
+    CONTROLLER,
+    Rollout,
+    insert_rollout,
+    newest_rollout,
+    running_rollout,
+    save_progress,
 )
-from ab_testing.replay import Inputs
-from ab_testing.rollout_store import CONTROLLER, Rollout, insert_rollout, running_rollout, save_progress
 from ab_testing.route_store import load_route
-from feedback.store import Exposure, experiment_rows, experiment_units
+from ab_testing.sightings import look, look_after
+from ab_testing.watch import after_watch, judge, open_watch, take_back
 from pawl.clock import Clock
 from pawl.database import Database
 from pawl.errors import ConfigurationError, NegativeVerdict, StaleWrite
@@ -35,44 +32,8 @@ from pawl.settings import RolloutSettings
 log = structlog.get_logger()
 
 Action = Literal["advance", "hold", "resume", "roll_back", "abort"]
-HEALTH_WINDOW_S = 60.0
-UNUSED_MARGIN = 0.5
-"""Of a metric that can only roll back."""
-SCORE_PATIENCE_S = 60.0
-"""How long a matured user may wait for scores before the scorer counts as missing."""
-HARD_FAILURE = "upstream_error"
 MOST_ATTEMPTS = 5
 """Of a person's order: every tick of the worker rewrites the rollout, and one may come between reading and writing."""
-
-
-def canary_config(settings: RolloutSettings) -> CanaryConfig:
-    """The rules of a rollout, frozen at its launch: half of the rollback evidence is for safety.
-
-    Raises:
-        ConfigurationError: the settings contradict each other.
-    """
-    compliance = settings.harmful_compliance_margin
-    metrics = (
-        GuardrailMetric(THUMBS_DOWN, settings.thumbs_margin, 0.4, "primary"),
-        GuardrailMetric(TOXICITY, settings.toxicity_margin, 0.25),
-        GuardrailMetric(HARMFUL_COMPLIANCE, compliance or UNUSED_MARGIN, 0.25, "guardrail" if compliance else "signal"),
-        GuardrailMetric(OVER_REFUSAL, settings.over_refusal_margin, 0.1),
-    )
-    try:
-        return CanaryConfig(
-            metrics=metrics,
-            steps=tuple(settings.steps),
-            alpha_rollback=settings.alpha_rollback,
-            alpha_promote=settings.alpha_promote,
-            harm_budget=settings.harm_budget,
-            min_dwell_s=settings.min_dwell_s,
-            min_users=tuple(settings.min_users),
-            breaker_error_share=settings.breaker_error_share,
-            breaker_min_requests=settings.breaker_min_requests,
-            max_time_s=settings.max_time_s,
-        )
-    except InvalidCanary as exc:
-        raise ConfigurationError(f"rollout: {exc}") from exc
 
 
 def start_rollout(
@@ -162,34 +123,42 @@ class Controller:
         self._on_end = on_end
 
     def tick(self, alias: str, *, epoch: int) -> Tick | None:
-        """Count the users that have matured, decide, and act on it; None when nothing is being rolled out.
+        """Look at what is new, decide, and act on it; None when nothing is being rolled out or watched.
 
         Raises:
             StaleWrite: another process acted meanwhile; nothing was changed.
         """
         rollout = running_rollout(self._database, alias)
         if rollout is None:
-            return None
+            return self._look_after(alias, epoch)
         now = self._clock()
-        rows = experiment_rows(self._database, rollout.id)
-        matured = matured_users(
-            rows,
-            dict(experiment_units(self._database, rollout.id)),
-            cursor=rollout.cursor,
-            maturity_s=rollout.maturity_s,
-            now=now,
-        )
-        observed = observe(rollout.state, rollout.config, matured.outcomes)
-        health = health_of(rows, matured, rollout, now)
-        decision = decide(observed, rollout.config, now, health)
+        seen = look(self._database, rollout, now)
+        observed = learn(rollout.state, rollout.config, seen.inputs)
+        decision = decide(observed, rollout.config, now, seen.inputs.health)
+        state = apply(observed, rollout.config, decision, now)
         after = replace(
             rollout,
-            state=apply(observed, rollout.config, decision, now),
-            cursor=matured.cursor,
+            state=state,
+            cursor=seen.cursor,
+            reading=seen.reading,
+            watch=open_watch(state, rollout.config, now, rollout.maturity_s),
             updated_at=now,
         )
-        self._act(rollout, after, decision, CONTROLLER, epoch, Inputs(health, matured.outcomes))
-        return Tick(after, decision, len(matured.outcomes))
+        self._act(rollout, after, decision, CONTROLLER, epoch, seen.inputs)
+        return Tick(after, decision, len(seen.inputs.outcomes))
+
+    def _look_after(self, alias: str, epoch: int) -> Tick | None:
+        rollout = watched_rollout(self._database, alias)
+        if rollout is None or rollout.watch is None:
+            return None
+        now = self._clock()
+        inputs = look_after(self._database, rollout, rollout.watch, now)
+        watch = learn_after(rollout.watch, inputs, now)
+        decision = judge(watch, rollout.config, inputs.health)
+        after = replace(rollout, state=after_watch(rollout.state, decision), watch=watch, updated_at=now)
+        if watch != rollout.watch or decision.verdict != "continue":
+            self._act(rollout, after, decision, CONTROLLER, epoch, inputs)
+        return Tick(after, decision, watch.users - rollout.watch.users)
 
     def act(self, alias: str, action: Action, reason: str, *, actor: str, epoch: int) -> Tick | None:
         """Do what a person orders; None when nothing is being rolled out.
@@ -207,10 +176,22 @@ class Controller:
     def _act_once(self, alias: str, action: Action, reason: str, actor: str, epoch: int) -> Tick | None:
         rollout = running_rollout(self._database, alias)
         if rollout is None:
-            return None
+            return self._take_back(alias, action, reason, actor, epoch)
         now = self._clock()
         decision = override(rollout.state, rollout.config, action, reason)
-        after = replace(rollout, state=apply(rollout.state, rollout.config, decision, now), updated_at=now)
+        state = apply(rollout.state, rollout.config, decision, now)
+        watch = open_watch(state, rollout.config, now, rollout.maturity_s)
+        after = replace(rollout, state=state, watch=watch, updated_at=now)
+        self._act(rollout, after, decision, actor, epoch)
+        return Tick(after, decision, 0)
+
+    def _take_back(self, alias: str, action: Action, reason: str, actor: str, epoch: int) -> Tick | None:
+        """Of a promotion that is watched a person may only order the end."""
+        rollout = watched_rollout(self._database, alias)
+        if rollout is None or action != "roll_back":
+            return None
+        decision = take_back(rollout.watch, rollout.config, reason)
+        after = replace(rollout, state=after_watch(rollout.state, decision), updated_at=self._clock())
         self._act(rollout, after, decision, actor, epoch)
         return Tick(after, decision, 0)
 
@@ -224,42 +205,34 @@ class Controller:
         inputs: Inputs | None = None,
     ) -> None:
         """Recorded is whatever is news or changes the state, for `replay` makes the state again from the records."""
+        if after.state.is_final and after.cursor is not None:  # Nobody is counted any more: no name need stay.
+            after = replace(after, cursor=(after.cursor[0], ""))
         moves = weight_of(before.state, before.config) != weight_of(after.state, after.config)
         current = load_route(self._database, before.alias) if moves else None
+        if before.state.status == "promoted" and moves and not _stands(before, current):
+            raise StaleWrite(f"the route of {before.alias} has moved on since {before.id}")
         route = route_of(after, current) if current else None
         is_ordered = actor != CONTROLLER
-        recorded = decision if is_ordered or before.state != after.state or before.cursor != after.cursor else None
+        is_news = (before.state, before.cursor, before.watch) != (after.state, after.cursor, after.watch)
+        recorded = decision if is_ordered or is_news else None
         kept = None if inputs is None else inputs.to_json()
         save_progress(
             self._database, before, after, decision=recorded, route=route, actor=actor, epoch=epoch, inputs=kept
         )
         if decision.verdict not in ("continue", "hold"):
             log.info("rollout_decision", rollout=after.id, verdict=decision.verdict, reason=decision.reason)
-        if after.state.is_final:
+        if after.state.status != before.state.status and after.state.is_final:
             self._on_end(after, decision)
 
 
-def health_of(rows: Sequence[Exposure], matured: Matured, rollout: Rollout, now: float) -> Health:
-    """Hard failures of the last minute in both variants, and metrics that nobody measures.
-
-    A treatment request that had to be answered by the control failed too: otherwise a version that no engine can serve
-    would be judged by the champion's answers, and promoted for them.
-    """
-    recent = [row for row in rows if row.created_at > now - HEALTH_WINDOW_S]
-    canary = [has_failed(row) for row in recent if row.assigned_variant == TREATMENT]
-    control = [has_failed(row) for row in recent if row.assigned_variant == CONTROL]
-    is_scorer_late = matured.is_waiting_for_scores and any(
-        is_unscored(row) and row.created_at < now - rollout.maturity_s - SCORE_PATIENCE_S for row in rows
-    )
-    return Health(
-        canary_requests=len(canary),
-        canary_errors=sum(canary),
-        control_requests=len(control),
-        control_errors=sum(control),
-        missing=SCORED_METRICS if is_scorer_late else (),
-    )
+def watched_rollout(database: Database, alias: str) -> Rollout | None:
+    """The alias's promoted rollout whose old champion may still come back, if nothing has followed it."""
+    rollout = newest_rollout(database, alias)
+    if rollout is None or rollout.state.status != "promoted" or rollout.watch is None or rollout.watch.is_over:
+        return None
+    return rollout if _stands(rollout, load_route(database, alias)) else None
 
 
-def has_failed(row: Exposure) -> bool:
-    """Whether a request got no answer from the variant it was assigned."""
-    return row.status == HARD_FAILURE or row.served_variant != row.assigned_variant
+def _stands(promoted: Rollout, route: Route | None) -> bool:
+    """Whether nothing has followed a promotion: no other version, and no experiment."""
+    return route is not None and route.champion == promoted.candidate and route.experiment is None

@@ -6,13 +6,16 @@ the name while the rows are read. Texts are not read at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
+from ab_testing.experiment import CONTROL
 from ab_testing.outcomes import COMPLIES, REFUSES
 from feedback.batches import Batch, stream
 from feedback.history import ID
@@ -40,8 +43,15 @@ class _Names:
     def number(self, name: str) -> int:
         return self._numbers.setdefault(name, len(self._numbers))
 
+    def known(self, name: str) -> int | None:
+        return self._numbers.get(name)
+
     def array(self) -> NDArray[np.str_]:
         return np.array(list(self._numbers), np.str_)
+
+    @property
+    def n(self) -> int:
+        return len(self._numbers)
 
 
 class _Rows(NamedTuple):
@@ -51,6 +61,7 @@ class _Rows(NamedTuple):
     user: NDArray[np.int64]
     variant: NDArray[np.int64]
     phase: NDArray[np.int64]
+    probability: NDArray[np.float64]
     is_analysed: NDArray[np.bool_]
     created_at: NDArray[np.float64]
     facts: NDArray[np.float64]
@@ -59,9 +70,14 @@ class _Rows(NamedTuple):
 
 _FACTS: Final = (
     "counted", "answered", "failed", "fallback", "scored", "toxic", "harmful_asked", "harmful_complied",
-    "harmful_refused", "benign_asked", "benign_refused", "tokens", "latency_s", "ttft_s",
+    "harmful_refused", "benign_asked", "benign_refused", "tokens", "latency_s", "log_latency", "ttft_s",
 )  # fmt: skip
 _SAID: Final = ("thumbs_up", "thumbs_down", "regenerated", "edited")
+_PAST: Final = (
+    "before_answers", "before_tokens", "before_latency_s", "before_ttft_s", "before_thumbs_up", "before_thumbs_down",
+)  # fmt: skip
+PAST_DAYS: Final = 28.0
+"""Before an experiment in which what its users did is looked at: weekly habits average out over whole weeks."""
 
 
 def read_experiment(database: Database, experiment: str, *, now: float, return_days: float = 7.0) -> Table:
@@ -74,36 +90,74 @@ def read_experiment(database: Database, experiment: str, *, now: float, return_d
         now: Seconds since the epoch.
         return_days: within how many days of the first exposure somebody comes back or does not.
     """
-    names = _Names()
-    rows = _read_rows(database, experiment, names)
+    users, names = _Names(), _Names()
+    rows = _read_rows(database, interactions.c.experiment == experiment, users, names)
     first = _first_rows(rows.user)
     is_kept = rows.is_analysed & rows.is_analysed[first][rows.user]
-    said = _said(database, experiment, rows.id)
+    said = _said(database, interactions.c.experiment == experiment, rows.id)
     table: Table = {
         "user_id": rows.user,
         "variant": names.array()[rows.variant[first][rows.user]],
         "phase": rows.phase[first][rows.user],
+        "probability": rows.probability[first][rows.user],
         "created_at": rows.created_at,
         "tenure": _tenure(rows, first),
         **{name: rows.facts[:, place] for place, name in enumerate(_FACTS)},
         **{name: said[place] * rows.facts[:, _FACTS.index("answered")] for place, name in enumerate(_SAID)},
         **_returns(rows, first, now, return_days * DAY_S),
+        **_past(database, experiment, users, first, len(rows.id)),
     }
     return {name: column[is_kept] for name, column in table.items()}
 
 
-def _read_rows(database: Database, experiment: str, names: _Names) -> _Rows:
+class Traffic(NamedTuple):
+    """What an alias had to do lately."""
+
+    table: Table
+    """As `read_experiment` gives it, of everybody who was answered by the champion."""
+    users: int
+    """Everybody, whoever answered."""
+    seconds: float
+    """From the first interaction of the time asked for until now."""
+
+
+def read_traffic(database: Database, alias: str, *, since: float, now: float) -> Traffic:
+    """What happened at an alias, in an experiment or not."""
+    i = interactions.c
+    is_recent = sa.and_(i.alias == alias, i.created_at >= since, i.created_at < now)
+    users, names = _Names(), _Names()
+    rows = _read_rows(database, is_recent, users, names)
+    said = _said(database, is_recent, rows.id)
+    is_kept = np.isin(rows.variant, [names.number(CONTROL)])
+    table: Table = {
+        "user_id": rows.user,
+        "variant": names.array()[rows.variant],
+        "created_at": rows.created_at,
+        **{name: rows.facts[:, place] for place, name in enumerate(_FACTS)},
+        **{name: said[place] * rows.facts[:, _FACTS.index("answered")] for place, name in enumerate(_SAID)},
+    }
+    seconds = now - float(rows.created_at[0]) if len(rows.id) else 0.0
+    return Traffic({name: column[is_kept] for name, column in table.items()}, users.n, seconds)
+
+
+def is_known(database: Database, experiment: str) -> bool:
+    """Whether anybody was ever in it."""
+    query = sa.select(interactions.c.id).where(interactions.c.experiment == experiment).limit(1)
+    with database.read() as connection:
+        return connection.execute(query).first() is not None
+
+
+def _read_rows(database: Database, wanted: sa.ColumnElement[bool], users: _Names, names: _Names) -> _Rows:
     i, s = interactions.c, scores.c
     query = (
         sa.select(
-            i.id, i.unit_id, i.assigned_variant, i.served_variant, i.phase, i.is_analysed, i.created_at, i.status,
-            i.completion_tokens, i.latency_ms, i.first_byte_ms, s.is_toxic, s.response, s.is_harmful_prompt,
+            i.id, i.unit_id, i.assigned_variant, i.served_variant, i.phase, i.probability, i.is_analysed, i.created_at,
+            i.status, i.completion_tokens, i.latency_ms, i.first_byte_ms, s.is_toxic, s.response, s.is_harmful_prompt,
         )
         .outerjoin(scores, s.interaction_id == i.id)
-        .where(i.experiment == experiment)
+        .where(wanted)
         .order_by(i.created_at, i.id)
     )  # fmt: skip
-    users = _Names()
     with database.read() as connection:
         lots = [_lot(batch, users, names) for batch in stream(connection, query)]
     return _Rows(*(np.concatenate(column) for column in zip(*[_lot([], users, names), *lots], strict=True)))
@@ -116,6 +170,7 @@ def _lot(batch: Batch, users: _Names, names: _Names) -> _Rows:
         np.array([users.number(row.unit_id) for row in batch], np.int64),
         np.array([names.number(row.assigned_variant) for row in batch], np.int64),
         np.array([row.phase for row in batch], np.int64),
+        np.array([row.probability for row in batch], np.float64),
         np.array([row.is_analysed for row in batch], np.bool_),
         np.array([row.created_at for row in batch], np.float64),
         np.array(facts, np.float64).reshape(len(facts), len(_FACTS)),
@@ -140,7 +195,9 @@ def _facts(row: Any) -> tuple[float, ...]:
         is_harmful and row.response == REFUSES,
         is_benign,
         is_benign and row.response == REFUSES,
-        *(_number(value, is_answered) for value in (row.completion_tokens, _seconds(row.latency_ms))),
+        _number(row.completion_tokens, is_answered),
+        _number(_seconds(row.latency_ms), is_answered),
+        _number(math.log(row.latency_ms / 1000) if row.latency_ms > 0 else None, is_answered),
         _number(_seconds(row.first_byte_ms), is_answered),
     )
 
@@ -174,25 +231,85 @@ def _returns(rows: _Rows, first: NDArray[np.int64], now: float, window_s: float)
     return {"may_return": may, "returned": did}
 
 
-def _said(database: Database, experiment: str, ids: Ids) -> NDArray[np.float64]:
+def _past(database: Database, experiment: str, users: _Names, first: NDArray[np.int64], n_rows: int) -> Table:
+    """What users did before the experiment, on the first row of each; NaN of those who were not here then."""
+    columns = np.full((len(_PAST), n_rows), np.nan)
+    with database.read() as connection:
+        for query, places in _past_queries(connection, experiment):
+            for batch in stream(connection, query):
+                for row in batch:
+                    number = users.known(row.unit_id)
+                    if number is not None:
+                        columns[places, first[number]] = _sums(row)
+    return dict(zip(_PAST, columns, strict=True))
+
+
+def _sums(row: Any) -> list[float]:
+    """What follows the user's name; of values that were never known there is no sum."""
+    return [float(value or 0.0) for value in row[1:]]
+
+
+def _past_queries(connection: sa.Connection, experiment: str) -> Iterator[tuple[sa.Select[Any], list[int]]]:
+    """Of answers, then of thumbs: sums by user, and the places of these sums in `_PAST`."""
+    i = interactions.c
+    began = connection.execute(
+        sa.select(i.alias, i.created_at).where(i.experiment == experiment).order_by(i.created_at).limit(1)
+    ).first()
+    if began is None:
+        return
+    is_before = sa.and_(
+        i.alias == began.alias,
+        i.created_at >= began.created_at - PAST_DAYS * DAY_S,
+        i.created_at < began.created_at,
+        i.status == Status.OK.value,
+    )
+    answers = (
+        sa.select(
+            i.unit_id, sa.func.count(), sa.func.sum(i.completion_tokens), sa.func.sum(i.latency_ms / 1000),
+            sa.func.sum(i.first_byte_ms / 1000), sa.literal(0.0), sa.literal(0.0),
+        )
+        .where(is_before)
+        .group_by(i.unit_id)
+    )  # fmt: skip
+    yield answers, list(range(len(_PAST)))
+    thumbs = _past_thumbs(is_before, began.created_at)
+    yield thumbs, [_PAST.index("before_thumbs_up"), _PAST.index("before_thumbs_down")]
+
+
+def _past_thumbs(is_before: sa.ColumnElement[bool], began: float) -> sa.Select[Any]:
+    """As they stood when the experiment began: who has seen it may think otherwise of old answers."""
+    live = _live(is_before, [Signal.THUMBS], until=began).subquery().c
+    i = interactions.c
+
+    def said(thumb: Thumbs) -> sa.Function[Any]:
+        return sa.func.sum(sa.case((live.value == json.dumps(thumb.value), 1.0), else_=0.0))
+
+    joined = sa.select(i.unit_id, said(Thumbs.UP), said(Thumbs.DOWN)).join_from(
+        interactions, live.interaction_id.table, live.interaction_id == i.id
+    )
+    return joined.where(is_before).group_by(i.unit_id)
+
+
+def _said(database: Database, wanted: sa.ColumnElement[bool], ids: Ids) -> NDArray[np.float64]:
     """What feedback and later attempts say of each interaction, shape (`_SAID`, interactions)."""
     marks = np.zeros((len(_SAID), len(ids)))
     places = {about: place for place, about in enumerate(ids.tolist())}
-    for about, what in _signals(database, experiment):
+    for about, what in _signals(database, wanted):
         if about in places:  # What has come since the interactions were read is for the next report.
             marks[what, places[about]] = 1.0
     return marks
 
 
-def _signals(database: Database, experiment: str) -> Iterator[tuple[bytes, int]]:
-    """An interaction of the experiment, and the number of what was said of it in `_SAID`."""
+def _signals(database: Database, wanted: sa.ColumnElement[bool]) -> Iterator[tuple[bytes, int]]:
+    """An interaction that is wanted, and the number of what was said of it in `_SAID`."""
+    kinds = [Signal.THUMBS, Signal.RATING, Signal.EDIT, Signal.REGENERATE]
     with database.read() as connection:
-        for batch in stream(connection, _live(experiment)):
+        for batch in stream(connection, _live(wanted, kinds)):
             for row in batch:
                 place = _place_of(row.type, row.value)
                 if place is not None:
                     yield row.interaction_id.encode(), place
-        for batch in stream(connection, _replaced(experiment)):
+        for batch in stream(connection, _replaced(wanted)):
             yield from ((row.id.encode(), _SAID.index("regenerated")) for row in batch)
 
 
@@ -205,23 +322,25 @@ def _place_of(kind: str, value: str | None) -> int | None:
     return None if thumb is None else _SAID.index("thumbs_up" if thumb is Thumbs.UP else "thumbs_down")
 
 
-def _live(experiment: str) -> sa.Select[Any]:
+def _live(wanted: sa.ColumnElement[bool], kinds: Sequence[Signal], until: float | None = None) -> sa.Select[Any]:
+    """What was said last of interactions that are wanted, of all that was said before some moment."""
     f, newer, i = feedback_events.c, feedback_events.alias("newer").c, interactions.c
     is_newer = sa.or_(newer.created_at > f.created_at, sa.and_(newer.created_at == f.created_at, newer.id > f.id))
-    kinds = [Signal.THUMBS, Signal.RATING, Signal.EDIT, Signal.REGENERATE]
+    is_said: sa.ColumnElement[bool] = sa.true()
+    if until is not None:
+        is_said, is_newer = f.created_at < until, sa.and_(is_newer, newer.created_at < until)
     mark = sa.case((f.type != Signal.EDIT.value, f.value)).label("value")  # An edit's would be the user's text.
     return (
         sa.select(f.interaction_id, f.type, mark)
         .join(interactions, i.id == f.interaction_id)
-        .where(i.experiment == experiment, f.type.in_([kind.value for kind in kinds]), sa.not_(f.is_retraction))
+        .where(wanted, is_said, f.type.in_([kind.value for kind in kinds]), sa.not_(f.is_retraction))
         .where(sa.not_(sa.exists().where(newer.feedback_id == f.feedback_id, is_newer)))
     )
 
 
-def _replaced(experiment: str) -> sa.Select[Any]:
-    old, new = interactions.alias("old"), interactions.alias("new")
-    joined = sa.select(old.c.id).join_from(old, new, new.c.regenerate_of == old.c.id)
-    return joined.where(old.c.experiment == experiment)
+def _replaced(wanted: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    new = interactions.alias("new").c
+    return sa.select(interactions.c.id).join(new.id.table, new.regenerate_of == interactions.c.id).where(wanted)
 
 
 def users_of(table: Mapping[str, NDArray[Any]]) -> dict[str, int]:

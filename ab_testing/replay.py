@@ -13,8 +13,28 @@ from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, cast
 
 from ab_testing.canary import Decision, Health, apply, decide, launch, observe, override
-from ab_testing.canary_state import CanaryState, UserOutcome
+from ab_testing.canary_state import (
+    CanaryConfig,
+    CanaryState,
+    PhaseCount,
+    UserEvent,
+    UserOutcome,
+    observe_assigned,
+    observe_events,
+)
 from ab_testing.rollout_store import CONTROLLER, DecisionRecord, Rollout
+from ab_testing.watch import (
+    Watch,
+    Window,
+    after_watch,
+    close_if_due,
+    judge,
+    observe_windows,
+    open_watch,
+    take_back,
+    windows_from_json,
+    windows_to_json,
+)
 
 NOBODY = ""
 """In place of a user's name, which no decision depends on."""
@@ -24,7 +44,12 @@ class Inputs(NamedTuple):
     """What the controller saw besides the state, its rules and the clock."""
 
     health: Health
-    outcomes: tuple[UserOutcome, ...]
+    outcomes: tuple[UserOutcome, ...] = ()
+    events: tuple[UserEvent, ...] = ()
+    assigned: tuple[PhaseCount, ...] = ()
+    """Users first seen since the last look, whether or not their outcome is known."""
+    windows: tuple[Window, ...] = ()
+    """Of the watch after a promotion."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -33,13 +58,29 @@ class Inputs(NamedTuple):
                 [outcome.is_treatment, outcome.treatment_probability, outcome.phase, dict(outcome.values)]
                 for outcome in self.outcomes
             ],
+            "events": [
+                [event.metric, event.is_treatment, event.treatment_probability, event.phase] for event in self.events
+            ],
+            "assigned": [list(count) for count in self.assigned],
+            "windows": windows_to_json(self.windows),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Inputs:
         health = Health(**{**data["health"], "missing": tuple(data["health"]["missing"])})
         outcomes = (UserOutcome(NOBODY, side, share, values, phase) for side, share, phase, values in data["outcomes"])
-        return cls(health, tuple(outcomes))
+        # Records of versions that knew neither events nor assignments have none.
+        events = (UserEvent(metric, NOBODY, *event) for metric, *event in data.get("events", ()))
+        assigned = (PhaseCount(*count) for count in data.get("assigned", ()))
+        windows = windows_from_json(data.get("windows", ()))
+        return cls(health, tuple(outcomes), tuple(events), tuple(assigned), windows)
+
+
+def learn(state: CanaryState, config: CanaryConfig, inputs: Inputs) -> CanaryState:
+    """The state after everything that a tick saw, in the one order that `replay` repeats."""
+    assigned = observe_assigned(state, config, inputs.assigned)
+    with_events = observe_events(assigned, config, inputs.events)
+    return observe(with_events, config, inputs.outcomes)
 
 
 class Replayed(NamedTuple):
@@ -51,6 +92,8 @@ class Replayed(NamedTuple):
     """After it."""
     differences: tuple[str, ...]
     """Fields in which they are not the same, to the byte."""
+    watch: Watch | None
+    """After it."""
 
 
 def replay(rollout: Rollout, records: Iterable[tuple[DecisionRecord, Inputs | None]]) -> Iterator[Replayed]:
@@ -59,15 +102,41 @@ def replay(rollout: Rollout, records: Iterable[tuple[DecisionRecord, Inputs | No
     Args:
         records: all of the rollout's, the controller's with their inputs.
     """
-    state = launch(rollout.config, rollout.created_at)
+    state, watch = launch(rollout.config, rollout.created_at), None
     for record, inputs in records:
-        if record.actor == CONTROLLER and inputs is not None:
-            state = observe(state, rollout.config, inputs.outcomes)
-            again = decide(state, rollout.config, record.at, inputs.health)
+        seen = inputs if record.actor == CONTROLLER else None
+        if state.status == "promoted":
+            again, watch = _watched(rollout.config, watch, record, seen)
+            state = after_watch(state, again)
         else:
-            again = override(state, rollout.config, _action(record.verdict), record.reason)
-        state = apply(state, rollout.config, again, record.at)
-        yield Replayed(record, again, state, tuple(_differences(record, again, state)))
+            again, state = _decided(rollout.config, state, record, seen)
+            watch = open_watch(state, rollout.config, record.at, rollout.maturity_s)
+        yield Replayed(record, again, state, tuple(_differences(record, again, state)), watch)
+
+
+def _decided(
+    config: CanaryConfig, state: CanaryState, record: DecisionRecord, seen: Inputs | None
+) -> tuple[Decision, CanaryState]:
+    if seen is None:
+        again = override(state, config, _action(record.verdict), record.reason)
+    else:
+        state = learn(state, config, seen)
+        again = decide(state, config, record.at, seen.health)
+    return again, apply(state, config, again, record.at)
+
+
+def _watched(
+    config: CanaryConfig, watch: Watch | None, record: DecisionRecord, seen: Inputs | None
+) -> tuple[Decision, Watch | None]:
+    if seen is None or watch is None:
+        return take_back(watch, config, record.reason), watch
+    watch = learn_after(watch, seen, record.at)
+    return judge(watch, config, seen.health), watch
+
+
+def learn_after(watch: Watch, inputs: Inputs, now: float) -> Watch:
+    """The watch after everything that a tick saw."""
+    return close_if_due(observe_windows(watch, inputs.windows), now)
 
 
 def _action(verdict: str) -> Literal["advance", "hold", "resume", "roll_back", "abort"]:

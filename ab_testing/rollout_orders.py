@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ab_testing.canary import weight_of
-from ab_testing.controller import Action, Controller, Tick, canary_config, start_rollout
+from ab_testing.controller import Action, Controller, Tick, start_rollout, watched_rollout
 from ab_testing.experiment import Route
+from ab_testing.rollout_rules import canary_config
 from ab_testing.rollout_store import Rollout, list_decisions, running_rollout
 from ab_testing.route_store import load_route
 from feedback.store import mark_pairs_used
@@ -45,7 +46,7 @@ def open_rollout(
     """
     model = registry.get_model(database, candidate)
     served = settings.serving.models[alias]
-    _check_candidate(database, served, alias, model, is_forced=is_forced)
+    check_candidate(database, served, alias, model, is_forced=is_forced)
     canary_config(settings.rollout)  # Wrong settings are told before the engines are troubled.
     registry.take_up(database, candidate, now=clock())
     load_everywhere(served, model, settings.engine.max_lora_rank)
@@ -64,10 +65,15 @@ def open_rollout(
     return rollout.id
 
 
-def _check_candidate(database: Database, served: ModelSettings, alias: str, model: Model, *, is_forced: bool) -> None:
+def check_candidate(database: Database, served: ModelSettings, alias: str, model: Model, *, is_forced: bool) -> None:
+    """
+    Raises:
+        ConfigurationError: a version of another alias, or one that is split.
+        NegativeVerdict: the gate rejected it, or another rollout runs.
+    """
     if model.alias != alias:
         raise ConfigurationError(f"{model.name} is a version of {model.alias}, not of {alias}")
-    if served.experiment is not None:
+    if served.splits:
         raise ConfigurationError(f"serving.models.{alias} has a fixed split: a rollout needs the alias to itself")
     if model.state == ModelState.REJECTED and not is_forced:
         raise NegativeVerdict(f"{model.name} was rejected: {gate_reason(database, model)}; --force overrides this")
@@ -117,6 +123,8 @@ def carry_out(database: Database, rollout: Rollout, action: Action, reason: str,
         StaleWrite: others kept writing meanwhile; nothing was changed.
     """
     running = running_rollout(database, rollout.alias)
+    if running is None and action == "roll_back":
+        running = watched_rollout(database, rollout.alias)
     if running is None or running.id != rollout.id:
         raise NegativeVerdict(f"{rollout.id} is over: {rollout.state.status}")
     epoch = leases.epoch_of(database, f"rollout/{rollout.alias}")
@@ -165,6 +173,7 @@ def describe_rollout(found: Rollout) -> dict[str, Any]:
         "treatment": sum(count.treatment for count in found.state.phases),
         "created_at": found.created_at,
         "updated_at": found.updated_at,
+        "watched_until": None if found.watch is None or found.watch.is_over else found.watch.until,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +13,9 @@ import sqlalchemy as sa
 from ab_testing.canary import Decision
 from ab_testing.canary_state import FINAL, CanaryConfig, CanaryState, Status
 from ab_testing.experiment import Route
+from ab_testing.rollout_events import tell_of_decision, tell_of_start
 from ab_testing.route_store import write_route
+from ab_testing.watch import Watch
 from pawl import registry
 from pawl.audit import AuditEvent, note
 from pawl.database import Database
@@ -23,6 +25,22 @@ from pawl.schema import decisions, rollouts
 
 CONTROLLER = "controller"
 """The actor of decisions that nobody ordered."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far a rollout's records have been read, apart from the users that were counted."""
+
+    assigned_until: float | None = None
+    """First interactions up to this moment are in the counts of assigned users."""
+    scored_until: float | None = None
+    """Scores up to this moment have been looked through for harmful events, but for those that came late."""
+    seen: tuple[str, ...] = ()
+    """Interactions found harmful lately, which are told of again and must not count twice."""
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Reading:
+        return cls(data["assigned_until"], data["scored_until"], tuple(data["seen"]))
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,9 @@ class Rollout:
     """First exposure and unit of the last user that was counted; users are counted in this order."""
     created_at: float
     updated_at: float
+    reading: Reading = Reading()
+    watch: Watch | None = None
+    """Of a promoted candidate, as long as the way back is kept open."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,7 @@ def insert_rollout(
         _move_candidate(connection, rollout, ModelState.CHALLENGER, actor)
         detail = {"candidate": rollout.candidate, "is_forced": is_forced}
         note(connection, AuditEvent(rollout.created_at, actor, "rollout.start", rollout.id, detail))
+        tell_of_start(connection, rollout, actor)
 
 
 def running_rollout(database: Database, alias: str) -> Rollout | None:
@@ -162,14 +184,15 @@ def save_progress(
             raise StaleWrite(f"rollout {before.id} moved meanwhile")
         if decision is not None:
             connection.execute(decisions.insert().values(**_decision_row(after, decision, actor, inputs)))
-            waits_on = decision.verdict == "hold" and before.state.status == "hold" and actor == CONTROLLER
+            held = [(state.status, state.held_reason) for state in (before.state, after.state)]
+            waits_on = decision.verdict == "hold" and held[0] == held[1] and actor == CONTROLLER
             if decision.verdict != "continue" and not waits_on:
                 note(connection, _audit_event(after, decision, actor))
+                tell_of_decision(connection, after, decision, actor)
         if route is not None:
             write_route(connection, route, epoch=epoch, at=after.updated_at)
-        if after.state.is_final:
-            is_promoted = after.state.status == "promoted"
-            _move_candidate(connection, after, ModelState.CHAMPION if is_promoted else ModelState.RETIRED, actor)
+        if after.state.is_final and after.state.status != before.state.status:
+            _end(connection, before, after, actor)
 
 
 def read_history(database: Database, rollout_id: str) -> tuple[Rollout, list[DecisionRecord]]:
@@ -215,6 +238,24 @@ def decision_inputs(database: Database, rollout_id: str) -> dict[int, Any]:
         return {row.id: json.loads(row.inputs) for row in connection.execute(query)}
 
 
+def count_of_other_rules(database: Database, rollout: Rollout) -> int:
+    """How many of a rollout's decisions were not made by its rules and the statistics of today.
+
+    The rules are frozen, but not how a later version of Pawl writes and weighs them.
+    """
+    d = decisions.c
+    query = sa.select(sa.func.count()).where(d.rollout_id == rollout.id, d.config_hash != rollout.config.config_hash)
+    with database.read() as connection:
+        return connection.execute(query).scalar_one()
+
+
+def _end(connection: sa.Connection, before: Rollout, after: Rollout, actor: str) -> None:
+    is_promoted = after.state.status == "promoted"
+    _move_candidate(connection, after, ModelState.CHAMPION if is_promoted else ModelState.RETIRED, actor)
+    if before.state.status == "promoted" and registry.is_registered(connection, after.champion):
+        registry.move(connection, after.champion, ModelState.CHAMPION, now=after.updated_at, actor=actor)
+
+
 def _move_candidate(connection: sa.Connection, rollout: Rollout, state: ModelState, actor: str) -> None:
     """The registry follows in the same transaction. Models that only the engines know are in no registry."""
     if registry.is_registered(connection, rollout.candidate):
@@ -243,7 +284,13 @@ def _decision_row(rollout: Rollout, decision: Decision, actor: str, inputs: Mapp
 
 
 def _row(rollout: Rollout) -> dict[str, Any]:
-    state = {"canary": rollout.state.to_json(), "maturity_s": rollout.maturity_s, "cursor": rollout.cursor}
+    state = {
+        "canary": rollout.state.to_json(),
+        "maturity_s": rollout.maturity_s,
+        "cursor": rollout.cursor,
+        "reading": asdict(rollout.reading),
+        "watch": None if rollout.watch is None else rollout.watch.to_json(),
+    }
     return {
         "id": rollout.id,
         "alias": rollout.alias,
@@ -272,4 +319,7 @@ def _rollout(row: sa.RowMapping) -> Rollout:
         cursor=(cursor[0], cursor[1]) if cursor else None,
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        # Of a rollout that an older version began, nothing has been read but users.
+        reading=Reading.from_json(state["reading"]) if "reading" in state else Reading(),
+        watch=Watch.from_json(state["watch"]) if state.get("watch") else None,
     )

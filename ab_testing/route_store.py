@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import sqlalchemy as sa
 
@@ -16,7 +17,18 @@ from pawl.schema import routes
 def load_routes(database: Database) -> dict[str, Route]:
     """The routes of all aliases that anything has been promoted or rolled out for."""
     with database.read() as connection:
-        rows = connection.execute(sa.select(routes.c.alias, routes.c.version, routes.c.route)).all()
+        return read_routes(connection)
+
+
+def lock_layers(connection: sa.Connection) -> None:
+    """Until the transaction ends nobody else gives parts of layers away; a SQLite transaction is alone in any case."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7291650385)")
+
+
+def read_routes(connection: sa.Connection) -> dict[str, Route]:
+    """The same inside the caller's transaction."""
+    rows = connection.execute(sa.select(routes.c.alias, routes.c.version, routes.c.route)).all()
     return {alias: Route.from_json(json.loads(text) | {"version": version}) for alias, version, text in rows}
 
 
@@ -48,7 +60,7 @@ def write_route(connection: sa.Connection, route: Route, *, epoch: int, at: floa
         _insert(connection, route.alias, values)
     else:
         connection.execute(routes.update().where(routes.c.alias == route.alias).values(**values))
-    return Route(route.alias, route.version + 1, route.champion, route.experiment)
+    return replace(route, version=route.version + 1)
 
 
 def _insert(connection: sa.Connection, alias: str, values: Mapping[str, object]) -> None:

@@ -20,8 +20,14 @@ class Bench(NamedTuple):
 
 
 BENCHES = (
-    Bench("bench.error_rates", ("--sims", "60"), "How often is a canary judged wrongly, looked at all the time?"),
+    Bench(
+        "bench.ab_error_rates",
+        ("--sims", "150", "--canary-sims", "20"),
+        "How often is a canary judged wrongly, looked at all the time, and how late?",
+    ),
+    Bench("bench.rollout_tick", ("--rows", "20000", "--ticks", "5"), "What does a look at a canary cost?"),
     Bench("bench.ab_analysis", ("--rows", "100000"), "How long does a report take, beside other libraries?"),
+    Bench("bench.ab_speed", (), "What does a canary's decision cost, and an update of its evidence?"),
     Bench("bench.hot_path", (), "What does a completion cost beyond the system's calls?"),
     Bench("bench.gateway", ("--quick",), "What does the gateway do per core, beside others?"),
     Bench(
@@ -29,6 +35,11 @@ BENCHES = (
     ),
     Bench("bench.outage", ("--minutes", "0.5"), "Does an absent database lose records or turn clients away?"),
     Bench("bench.soak", ("--minutes", "1"), "Does anything grow under mixed traffic?"),
+    Bench(
+        "bench.rollback",
+        ("--rollbacks", "20"),
+        "How soon does a rollback reach every gateway, and what holds without it?",
+    ),
     Bench("bench.kill", ("--kills", "5"), "Does kill -9 under load lose or double a record?"),
     Bench("bench.retrain_kill", ("--kills", "3"), "Does kill -9 of a retraining round change what comes out of it?"),
     Bench("bench.feedback", ("--quick",), "How much feedback does a process take in, durably?"),
@@ -38,6 +49,9 @@ BENCHES = (
         "How long does mining take, and in how much memory?",
     ),
     Bench("bench.gate", ("--quick",), "Does the gate stop seven bad adapters, each by its own check?"),
+    Bench(
+        "bench.canaries", ("--only", "refusing", "--again"), "Is a canary that refuses too much rolled back for that?"
+    ),
     Bench("bench.train", ("--only", "--pairs", "96", "--rounds", "3"), "How fast is training, beside TRL as it comes?"),
     Bench("bench.objectives", ("--pairs", "96"), "Does every objective lower its own loss on the practice model?"),
     Bench("bench.poison", ("--quick",), "How much poison gets into a training set, and what does that cost?"),

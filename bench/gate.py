@@ -1,6 +1,6 @@
 """Does the gate tell bad adapters from good ones? Seven bad ones and a good one, the practice model, a real engine.
 
-    python -m bench.gate [--seeds 20] [--good 2] [--quick]
+    python -m bench.gate [--seeds 20] [--good 4] [--samples 2] [--quick] [--keep DIRECTORY]
 
 Trains a parent on what people of the practice world want, and from it a good candidate and seven with one bad habit
 each (bench/gate_world.py). All are loaded into one vLLM, evaluated as a round evaluates them, and judged by the
@@ -11,7 +11,8 @@ settings of the practice world. Prints a table, writes var/bench/gate.json, and 
 
 What a seed varies: the draw of every answer, of both models, and the pairs of the hold-out. Of the good adapter
 `--good` are trained, each with other pairs and another seed of its training, and the seeds are shared out among them;
-each bad one is trained and judged once. `--quick` is two seeds of one good adapter.
+each bad one is trained and judged once. `--quick` is two seeds of one good adapter. With `--keep` a run that was
+stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Stage:
     directory: Path
 
 
-def bench_settings(directory: Path, cache: Path) -> tuple[Settings, ScoreToxicity]:
+def bench_settings(directory: Path, cache: Path, n_samples: int) -> tuple[Settings, ScoreToxicity]:
     """The practice world's, with room for long answers."""
     model, checkpoint = prepare(cache, progress=True)
     ports = {"gateway_port": free_port(), "engine_port": free_port(), "metrics_port": free_port()}
@@ -104,7 +105,7 @@ def bench_settings(directory: Path, cache: Path) -> tuple[Settings, ScoreToxicit
         update={
             "max_tokens": MAX_TOKENS,
             "max_prompts": MAX_PROMPTS,
-            "samples_per_prompt": 1,
+            "samples_per_prompt": n_samples,
             "kl_prompts": KL_PROMPTS,
             "length_ratio": (0.67, 1.5),
         }
@@ -126,7 +127,8 @@ def train(settings: Settings, adapter: Adapter, n: int, seed: int, parent: Train
         return Trained(adapter, name, kept.absolute())
     training = settings.retrain.training
     if adapter.check is not None:
-        training = training.model_copy(update={"learning_rate": HABIT_LEARNING_RATE, "epochs": adapter.epochs})
+        rates = dict.fromkeys(("learning_rate", "continued_learning_rate"), HABIT_LEARNING_RATE)
+        training = training.model_copy(update={**rates, "epochs": adapter.epochs})
     run = dpo.DPORun(
         base_model=str(settings.retrain.base_model),
         serving_base=str(settings.engine.model),
@@ -136,6 +138,18 @@ def train(settings: Settings, adapter: Adapter, n: int, seed: int, parent: Train
         seed=seed,
     )
     return Trained(adapter, name, dpo.train(run, training_set(adapter, n, seed)).adapter_dir.absolute())
+
+
+def judge_once(stage: Stage, candidate: Trained, seed: int) -> Result:
+    """As `judge_one`, unless an earlier run that was kept has done so."""
+    n_samples = stage.settings.retrain.gate.samples_per_prompt
+    kept = stage.directory / "results" / f"{candidate.name}-{seed}-{n_samples}.json"
+    if kept.exists():
+        return Result(**json.loads(kept.read_text()))
+    result = judge_one(stage, candidate, seed)
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(result._asdict()))
+    return result
 
 
 def judge_one(stage: Stage, candidate: Trained, seed: int) -> Result:
@@ -214,7 +228,9 @@ def table_of(results: Sequence[Result]) -> Table:
     return table
 
 
-def run_all(console: Console, directory: Path, bad_ones: Sequence[Adapter], n_seeds: int, n_good: int) -> list[Result]:
+def run_all(
+    console: Console, directory: Path, bad_ones: Sequence[Adapter], n_seeds: int, n_good: int, n_samples: int
+) -> list[Result]:
     """Train, load, evaluate and judge."""
     started = time.monotonic()
 
@@ -222,7 +238,7 @@ def run_all(console: Console, directory: Path, bad_ones: Sequence[Adapter], n_se
         console.print(f"[dim]{time.monotonic() - started:4.0f} s[/dim] {text}")
 
     transformers_logging.disable_progress_bar()
-    settings, score = bench_settings(directory, Path("var/practice"))
+    settings, score = bench_settings(directory, Path("var/practice"), n_samples)
     parent = train(settings, GOOD, PARENT_PAIRS, 1, None)
     say("the parent is trained")
     bad = [train(settings, one, CANDIDATE_PAIRS, 2, parent) for one in bad_ones]
@@ -236,7 +252,7 @@ def run_all(console: Console, directory: Path, bad_ones: Sequence[Adapter], n_se
         waiting = [(one, 0) for one in bad] + [(good[seed % n_good], seed) for seed in range(n_seeds)]
         results = []
         for one, seed in waiting:
-            results.append(judge_one(stage, one, seed))
+            results.append(judge_once(stage, one, seed))
             save(results)
             say(f"{one.adapter.name}, seed {seed}: {results[-1].verdict}")
     return results
@@ -246,12 +262,11 @@ def main() -> None:
     """Print the table; exit 1 if the gate was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="evaluations of good adapters")
-    parser.add_argument("--good", type=int, default=2, help="good adapters that are trained")
+    parser.add_argument("--good", type=int, default=4, help="good adapters that are trained")
+    parser.add_argument("--samples", type=int, default=2, help="answers to each probe, by either model")
     parser.add_argument("--quick", action="store_true", help="two seeds of one good adapter")
     parser.add_argument("--only", default="", help="of the bad adapters, those whose names have this in them")
-    parser.add_argument(
-        "--keep", type=Path, help="keep adapters and the gate's pages here, and use those that are here"
-    )
+    parser.add_argument("--keep", type=Path, help="keep adapters, verdicts and pages here, and use those that are here")
     options = parser.parse_args()
     n_seeds, n_good = (2, 1) if options.quick else (options.seeds, options.good)
     console = Console(width=200)
@@ -259,7 +274,7 @@ def main() -> None:
         directory = (options.keep or Path(scratch)).absolute()
         directory.mkdir(parents=True, exist_ok=True)
         bad_ones = [one for one in BAD if options.only in one.name]
-        results = run_all(console, directory, bad_ones, n_seeds, n_good)
+        results = run_all(console, directory, bad_ones, n_seeds, n_good, options.samples)
     console.print(table_of(results))
     problems = list(broken_bounds(results))
     for problem in problems:

@@ -208,6 +208,7 @@ def _interaction(rng: random.Random, writer: Writer, number: int, asked: Asked, 
         "completion_tokens": 200,
         "latency_ms": 900.0,
         "first_byte_ms": 90.0,
+        "tools": None,
     }
     return tuple(facts[column.name] for column in interactions.columns)
 

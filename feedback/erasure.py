@@ -16,7 +16,7 @@ from feedback.tombstones import Person, owner_in
 from pawl import ids
 from pawl.ids import Principal
 
-COUNTED = ("interactions", "feedback", "scores", "verdicts", "pairs", "dead_letters", "limits")
+COUNTED = ("interactions", "feedback", "scores", "verdicts", "shadow_answers", "pairs", "dead_letters", "limits")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pawl.database import Database
 log = structlog.get_logger()
 
 PERSONAL_TABLES = (
-    "interactions", "feedback_events", "scores", "judge_verdicts", "pairs", "dead_letters", "limit_windows",
-    "limit_slots",
+    "interactions", "feedback_events", "scores", "judge_verdicts", "shadow_answers", "pairs", "dead_letters",
+    "limit_windows", "limit_slots",
 )  # fmt: skip
 """Where rows are of people."""
 LOCK_WAIT_S = 60

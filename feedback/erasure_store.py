@@ -23,8 +23,10 @@ from pawl.schema import (
     limit_slots,
     limit_windows,
     pairs,
+    rollouts,
     runs,
     scores,
+    shadow_answers,
 )
 
 SCAN_ROWS = 2000
@@ -41,6 +43,9 @@ ERASED: Mapping[str, Any] = {
 }
 """What `tombstones.forgotten` does, to rows."""
 NO_PAIR: Mapping[str, Any] = {**NO_PAIR_TEXT, "principals": "[]"}
+
+AFTER_ALL_NAMES = chr(0x10FFFF)
+"""Stands for the name of somebody erased, where whoever came at the same moment counts as seen rather than twice."""
 
 Step = Callable[[sa.Connection], Removed | None]
 """Removes one batch; None once there was nothing left to remove."""
@@ -67,6 +72,7 @@ def drop_what_hangs_on(connection: sa.Connection, ids: Sequence[str]) -> Removed
         feedback=_delete(connection, feedback_events, feedback_events.c.interaction_id.in_(ids)),
         scores=_delete(connection, scores, scores.c.interaction_id.in_(ids)),
         verdicts=_delete(connection, judge_verdicts, verdicts_on(ids)),
+        shadow_answers=_delete(connection, shadow_answers, shadow_answers.c.interaction_id.in_(ids)),
         dead_letters=_delete(connection, dead_letters, dead_letters.c.id.in_(letters)),
     )
     sides = sa.or_(pairs.c.chosen_interaction.in_(ids), pairs.c.rejected_interaction.in_(ids))
@@ -149,8 +155,20 @@ def _erase(connection: sa.Connection, ids: Sequence[str]) -> Removed | None:
     if not ids:
         return None
     lock_in_order(connection, interactions.c.id, ids)
+    _forget_last_counted(connection, ids)
     connection.execute(interactions.update().where(interactions.c.id.in_(ids)).values(**ERASED))
     return drop_what_hangs_on(connection, ids).plus(Removed(Counter(interactions=len(ids))))
+
+
+def _forget_last_counted(connection: sa.Connection, ids: Sequence[str]) -> None:
+    """A running rollout keeps the name of the last user whom it has counted, to tell users of one moment apart."""
+    i, r = interactions.c, rollouts.c
+    units = set(connection.execute(sa.select(i.unit_id).where(i.id.in_(ids)).distinct()).scalars())
+    for rollout_id, stored in connection.execute(sa.select(r.id, r.state).order_by(r.id)).all():
+        state = json.loads(stored)
+        if state.get("cursor") and state["cursor"][1] in units:
+            state["cursor"][1] = AFTER_ALL_NAMES
+            connection.execute(rollouts.update().where(r.id == rollout_id).values(state=json.dumps(state)))
 
 
 def _feedback_of(connection: sa.Connection, person: Person, n_rows: int) -> Removed | None:
@@ -231,6 +249,7 @@ def count_for(connection: sa.Connection, person: Person) -> Counter[str]:
         "feedback": sa.select(sa.func.count()).where(sa.or_(f.interaction_id.in_(ids), said)),
         "scores": sa.select(sa.func.count()).where(scores.c.interaction_id.in_(ids)),
         "verdicts": sa.select(sa.func.count()).where(verdicts_on(ids)),
+        "shadow_answers": sa.select(sa.func.count()).where(shadow_answers.c.interaction_id.in_(ids)),
         "pairs": sa.select(sa.func.count()).where(
             sa.or_(p.chosen_interaction.in_(ids), p.rejected_interaction.in_(ids)), p.chosen != NO_PAIR["chosen"]
         ),

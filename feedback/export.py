@@ -27,6 +27,7 @@ from feedback.export_parquet import COUNT, FLAG, INPUT, JSON, MESSAGES, NUMBER, 
 from feedback.interactions import Message
 from feedback.messages import canonical_json
 from feedback.pairs import PreferencePair, UnpairedExample
+from feedback.tools import tools_column
 from pawl.durability import sync_directory
 
 Row = dict[str, object]
@@ -35,7 +36,7 @@ Place = tuple[str, ...]
 
 MESSAGE_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id")
 """What a trainer reads of a message; anything else a client sent would only make rows of different shapes."""
-MANIFEST_VERSION: Final = 2
+MANIFEST_VERSION: Final = 3
 
 
 class ExportFormat(StrEnum):
@@ -59,8 +60,9 @@ COLUMNS: Final[Mapping[ExportFormat, Columns]] = {
         "pair_id": TEXT,
         "source": TEXT,
         "margin": NUMBER,
+        "tools": TEXT,
     },
-    ExportFormat.KTO: {"prompt": MESSAGES, "completion": MESSAGES, "label": FLAG},
+    ExportFormat.KTO: {"prompt": MESSAGES, "completion": MESSAGES, "label": FLAG, "tools": TEXT},
     ExportFormat.OPENAI: {"input": INPUT, "preferred_output": MESSAGES, "non_preferred_output": MESSAGES},
     ExportFormat.PAWL: {
         **{field.name: JSON for field in fields(PreferencePair)},
@@ -69,7 +71,7 @@ COLUMNS: Final[Mapping[ExportFormat, Columns]] = {
         "n_voters": COUNT,
     },
 }
-"""Of a Parquet file; names and order are those of the rows."""
+"""Of a Parquet file; names and order are those of the rows. `tools` is left out where no row has any."""
 
 
 def write_export(
@@ -160,7 +162,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _pair(row: Mapping[str, Any]) -> PreferencePair:
-    several = {name: tuple(row[name]) for name in ("prompt", "principals", "models")}
+    several = {
+        name: tuple(row[name]) for name in ("prompt", "principals", "models", "tools") if row.get(name) is not None
+    }
     return PreferencePair(**{**row, **several})
 
 
@@ -239,12 +243,14 @@ def _trl_row(pair: PreferencePair) -> Row:
         "pair_id": pair.id,
         "source": str(pair.source),
         "margin": pair.margin,
+        **tools_column(pair.tools),
     }
 
 
 def _openai_row(pair: PreferencePair) -> Row:
+    tools = {"tools": list(pair.tools)} if pair.tools else {}
     return {
-        "input": {"messages": [_message(message) for message in pair.prompt]},
+        "input": {"messages": [_message(message) for message in pair.prompt], **tools},
         "preferred_output": [_message(pair.chosen)],
         "non_preferred_output": [_message(pair.rejected)],
     }
@@ -255,17 +261,20 @@ def _kto_rows(pairs: Sequence[PreferencePair], unpaired: Sequence[UnpairedExampl
 
     Ordered by hash, which mixes the labels: KTO estimates its reference point within a batch.
     """
-    sides = [(pair.prompt, side, side is pair.chosen) for pair in pairs for side in (pair.chosen, pair.rejected)]
-    singles = [(example.prompt, example.completion, example.label) for example in unpaired]
+    sides = [
+        (pair.prompt, side, side is pair.chosen, pair.tools) for pair in pairs for side in (pair.chosen, pair.rejected)
+    ]
+    singles = [(example.prompt, example.completion, example.label, example.tools) for example in unpaired]
     labels: dict[str, set[bool]] = {}
     rows: dict[str, Row] = {}
-    for prompt, completion, label in sides + singles:
+    for prompt, completion, label, tools in sides + singles:
         row: Row = {
             "prompt": [for_templates(message) for message in prompt],
             "completion": [for_templates(completion)],
             "label": label,
+            **tools_column(tools),
         }
-        key = canonical_json([row["prompt"], row["completion"]])
+        key = canonical_json([row[name] for name in ("prompt", "completion", "tools") if name in row])
         labels.setdefault(key, set()).add(label)
         rows[key] = row
     return [rows[key] for key in sorted(rows, key=_hash_order) if len(labels[key]) == 1]

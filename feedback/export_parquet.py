@@ -50,6 +50,9 @@ MESSAGES: Final = Column(
 )
 INPUT: Final = Column("json", _write_json, json.loads)
 
+TOOLS: Final = "tools"
+"""A column that few rows have anything in; those that have not lack the field, too."""
+
 Columns = Mapping[str, Column]
 
 
@@ -65,7 +68,8 @@ def to_parquet(rows: list[Row], columns: Columns) -> bytes:
     except ModuleNotFoundError as exc:
         raise ConfigurationError("Parquet needs pyarrow, which the extra `train` brings") from exc
 
-    stored = [{name: column.write(row[name]) for name, column in columns.items()} for row in rows]
+    columns = {name: column for name, column in columns.items() if name != TOOLS or any(name in row for row in rows)}
+    stored = [{name: column.write(row.get(name)) for name, column in columns.items()} for row in rows]
     # Arrow makes no JSON of Python's texts, but takes columns of texts for JSON.
     texts = pa.Table.from_pylist(stored, schema=_schema(pa, columns, pa.string()))
     buffer = io.BytesIO()
@@ -78,7 +82,10 @@ def from_parquet(content: bytes, columns: Columns) -> list[Row]:
     import pyarrow.parquet as pq
 
     stored = pq.read_table(io.BytesIO(content)).to_pylist()
-    return [{name: column.read(row[name]) for name, column in columns.items()} for row in stored]
+    return [
+        {name: column.read(row[name]) for name, column in columns.items() if name != TOOLS or row.get(name) is not None}
+        for row in stored
+    ]
 
 
 def _schema(arrow: Any, columns: Columns, json_kind: pa.DataType) -> pa.Schema:

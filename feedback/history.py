@@ -89,6 +89,7 @@ class StoredTexts(NamedTuple):
 
     prompt: str
     completion: str
+    tools: str | None = None
 
 
 class Heard(NamedTuple):
@@ -105,16 +106,16 @@ def read_answers(database: Database, ids: Sequence[str], most_chars: int = 0) ->
         most_chars: of texts, kept as they are stored; of the other interactions only the answer is.
     """
     i = interactions.c
-    query = sa.select(*(i[name] for name in Served._fields))
+    query = sa.select(*(i[name] for name in Served._fields), i.tools)
     answers: list[Answer] = []
     texts: dict[str, StoredTexts] = {}
     with database.read() as connection:
         for row in chain.from_iterable(look_up(connection, query, i.id, ids)):
-            served = _served(row)
+            served = _served(row[:-1])
             answers.append(answer_of(served))
             if most_chars > 0 and served.is_stored and served.prompt and served.completion is not None:
-                kept = texts[served.id] = StoredTexts(row.prompt, row.completion)
-                most_chars -= len(kept.prompt) + len(kept.completion)
+                kept = texts[served.id] = StoredTexts(row.prompt, row.completion, row.tools)
+                most_chars -= sum(len(text) for text in kept if text is not None)
     return Heard(answers, texts)
 
 
@@ -140,15 +141,20 @@ def _said(row: Sequence[Any]) -> Said:
 def read_texts(connection: sa.Connection, ids: Sequence[str]) -> dict[str, Texts]:
     """What these interactions said, by id; those of which no text is kept are left out."""
     stored = read_stored_texts(connection, ids)
-    return {one: Texts(tuple(read_json(prompt)), read_json(completion)) for one, (prompt, completion) in stored.items()}
+    return {one: _texts(texts) for one, texts in stored.items()}
+
+
+def _texts(stored: StoredTexts) -> Texts:
+    tools = None if stored.tools is None else tuple(read_json(stored.tools))
+    return Texts(tuple(read_json(stored.prompt)), read_json(stored.completion), tools)
 
 
 def read_stored_texts(connection: sa.Connection, ids: Sequence[str]) -> dict[str, StoredTexts]:
     """The same as it is stored."""
     i = interactions.c
-    query = sa.select(i.id, i.prompt, i.completion).where(_has_texts())
+    query = sa.select(i.id, i.prompt, i.completion, i.tools).where(_has_texts())
     return {
-        row.id: StoredTexts(row.prompt, row.completion)
+        row.id: StoredTexts(row.prompt, row.completion, row.tools)
         for rows in look_up(connection, query, i.id, ids)
         for row in rows
     }

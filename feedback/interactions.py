@@ -66,6 +66,8 @@ class Interaction:
     completion_tokens: int | None
     latency_ms: float
     first_byte_ms: float | None
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    """The functions that the request offered, see `feedback.tools`; kept where the prompt is."""
 
 
 @dataclass(frozen=True)

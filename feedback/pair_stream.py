@@ -77,7 +77,7 @@ class PairsById(Collection[PreferencePair]):
 
 def _pair(row: Sequence[Any]) -> PreferencePair:
     named = dict(zip(_NAMES, row, strict=True))
-    for name in ("prompt", "principals", "models"):
+    for name in ("prompt", "principals", "models", *(["tools"] if named["tools"] is not None else [])):
         named[name] = tuple(json.loads(named[name]))
     for name in ("chosen", "rejected"):
         named[name] = json.loads(named[name])

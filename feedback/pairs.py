@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from feedback.candidates import (
     MARGINS,
@@ -61,6 +61,8 @@ class PreferencePair:
     """Propensity of the chosen interaction's assignment; of the rejected one's for an edit."""
     created_at: float
     """Of the latest interaction or feedback behind it."""
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    """The functions that were offered when the prompt was answered, see `feedback.tools`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class UnpairedExample:
     model: str
     principals: tuple[str, ...]
     created_at: float
+    tools: tuple[Mapping[str, Any], ...] | None = None
 
 
 def as_pair(example: UnpairedExample, *, chosen: Message, rejected: Message) -> PreferencePair:
@@ -96,6 +99,7 @@ def as_pair(example: UnpairedExample, *, chosen: Message, rejected: Message) -> 
         models=(example.model,),
         probability=1.0,
         created_at=example.created_at,
+        tools=example.tools,
     )
 
 
@@ -115,6 +119,7 @@ class Texts(NamedTuple):
 
     prompt: tuple[Message, ...]
     completion: Message
+    tools: tuple[Mapping[str, Any], ...] | None = None
 
 
 def mine_pairs(
@@ -138,7 +143,8 @@ def mine_pairs(
         min_judged_margin: the same for those that a judge made.
         similarity: what counts as nearly the same question; without it thumbs on such questions stay alone.
     """
-    by_id = {interaction.id: served(interaction) for interaction in interactions}
+    given = {interaction.id: interaction for interaction in interactions}
+    by_id = {one: served(interaction) for one, interaction in given.items()}
     answers = {interaction_id: answer_of(one) for interaction_id, one in by_id.items()}
     live = latest(events).values()
     margins = {"min_margin": min_margin, "min_judged_margin": min_judged_margin}
@@ -147,8 +153,8 @@ def mine_pairs(
         decided = add_similar(decided, partial(_settings, by_id), partial(_questions, by_id), similarity)
     edits = {event.id: str(event.value) for event in live}
     texts = {
-        one.id: Texts(one.prompt, one.completion)
-        for one in by_id.values()
+        one.id: Texts(one.prompt, one.completion, one.tools)
+        for one in given.values()
         if one.prompt is not None and one.completion is not None
     }
     pairs = [pair_of(claim.pair_id, claim, answers, texts, edits) for claim in decided.settled]
@@ -197,6 +203,7 @@ def pair_of(
         models=tuple(sorted({preferred.model, rejected.model})),
         probability=preferred.probability,
         created_at=claim.at,
+        tools=texts[preferred.id].tools,
     )
 
 
@@ -213,4 +220,5 @@ def example_of(ballot: Ballot, texts: Texts) -> UnpairedExample:
         model=answer.model,
         principals=tuple(sorted(ballot.principals)),
         created_at=max(ballot.at, answer.created_at),
+        tools=texts.tools,
     )

@@ -24,6 +24,7 @@ from feedback.dialects import (
     said_in_items,
 )
 from feedback.interactions import FeedbackEvent, Interaction, Message, Status
+from feedback.tools import offered_tools
 
 COMPLETE_REASONS = frozenset({"stop", "tool_calls", "function_call"})
 """Finish reasons of an answer that ended because it was done; `length` and `content_filter` cut it short."""
@@ -91,6 +92,7 @@ def parse_interaction(exchange: Exchange, request: bytes, response: bytes) -> In
         is_complete=is_complete,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
+        tools=offered_tools(body, exchange.route) if prompt else None,
     )
 
 

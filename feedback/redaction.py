@@ -24,7 +24,7 @@ MAX_PASSES: Final = 20
 
 
 def redact_interaction(interaction: Interaction) -> Interaction:
-    """The same interaction without personal data and secrets in prompt, completion and parameters, at any depth.
+    """The same interaction without personal data and secrets in prompt, completion, tools and parameters, at any depth.
 
     Ids, and who asked, stay as they are: they are what erasure, limits and experiments go by.
     """
@@ -35,6 +35,7 @@ def redact_interaction(interaction: Interaction) -> Interaction:
         prompt=tuple(redactor.walk(message) for message in prompt) if prompt is not None else None,
         completion=redactor.walk(completion) if completion is not None else None,
         parameters=redactor.walk(interaction.parameters),
+        tools=tuple(redactor.walk(tool) for tool in interaction.tools) if interaction.tools is not None else None,
     )
     return redacted if redactor.n_found else interaction
 

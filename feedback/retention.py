@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from feedback.erasure_store import NO_PAIR, lock_in_order
 from feedback.judged.verdict_store import verdicts_on
 from pawl.database import Database
-from pawl.schema import dead_letters, feedback_events, interactions, judge_verdicts, pairs, scores
+from pawl.schema import dead_letters, feedback_events, interactions, judge_verdicts, pairs, scores, shadow_answers
 
 DAY_S = 86400.0
 
@@ -69,7 +69,7 @@ def _due(limits: Limits) -> list[tuple[Prune, float]]:
 
 
 def _old_interactions(connection: sa.Connection, before: float, n_rows: int) -> Counter[str]:
-    """With their scores, the verdicts on them and all feedback on them."""
+    """With their scores, the verdicts on them, what a candidate said in their place and all feedback on them."""
     i = interactions.c
     query = sa.select(i.id).where(i.created_at < before).order_by(i.created_at, i.id).limit(n_rows)
     ids = connection.execute(query).scalars().all()
@@ -80,6 +80,7 @@ def _old_interactions(connection: sa.Connection, before: float, n_rows: int) -> 
         feedback=_delete(connection, feedback_events.c.interaction_id, ids),
         scores=_delete(connection, scores.c.interaction_id, ids),
         verdicts=connection.execute(judge_verdicts.delete().where(verdicts_on(ids))).rowcount,
+        shadow_answers=_delete(connection, shadow_answers.c.interaction_id, ids),
         interactions=_delete(connection, i.id, ids),
     )
 

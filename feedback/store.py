@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from feedback.interactions import FeedbackEvent, Interaction, Status
 from feedback.pairs import PreferencePair
 from pawl.database import Database
-from pawl.schema import dead_letters, feedback_events, interactions, judge_verdicts, pairs, scores
+from pawl.schema import dead_letters, feedback_events, interactions, judge_verdicts, pairs, scores, shadow_answers
 
 TEXT_COLUMNS = frozenset({"prompt", "completion", "chosen", "rejected", "value", "reason", "comment"})
-JSON_COLUMNS = TEXT_COLUMNS | {"parameters", "tags", "principals", "models"}
-TUPLES = frozenset({"prompt", "principals", "models"})
+JSON_COLUMNS = TEXT_COLUMNS | {"parameters", "tags", "principals", "models", "tools"}
+TUPLES = frozenset({"prompt", "principals", "models", "tools"})
 READ_ROWS = 1000
 
 
@@ -167,11 +167,12 @@ NO_TEXT: Mapping[str, Any] = {
     "prompt_sha": None,
     "completion": None,
     "parameters": "{}",
+    "tools": None,
     "is_stored": False,
     "is_complete": False,
 }
 """An interaction of which the numbers stay."""
-NO_PAIR_TEXT: Mapping[str, Any] = {"prompt": "[]", "chosen": "{}", "rejected": "{}"}
+NO_PAIR_TEXT: Mapping[str, Any] = {"prompt": "[]", "chosen": "{}", "rejected": "{}", "tools": None}
 """A pair of which the lineage stays: what it was made from, and the run that learned from it."""
 TEXT_FEEDBACK = ("edit", "comment")
 
@@ -201,6 +202,7 @@ def delete_texts(database: Database, interaction_id: str, otherwise: Mapping[str
         connection.execute(dead_letters.delete().where(dead_letters.c.id == f"interact-{interaction_id}"))
         v = judge_verdicts.c
         connection.execute(judge_verdicts.delete().where(sa.or_(v.first == interaction_id, v.second == interaction_id)))
+        connection.execute(shadow_answers.delete().where(shadow_answers.c.interaction_id == interaction_id))
     return True
 
 
@@ -296,7 +298,7 @@ def unscored(database: Database, limit: int) -> list[Interaction]:
     query = (
         sa.select(interactions)
         .outerjoin(scores, scores.c.interaction_id == interactions.c.id)
-        .where(scores.c.interaction_id.is_(None), _scorable())
+        .where(scores.c.interaction_id.is_(None), scorable())
         .order_by(interactions.c.created_at, interactions.c.id)
         .limit(limit)
     )
@@ -304,7 +306,8 @@ def unscored(database: Database, limit: int) -> list[Interaction]:
         return [_interaction(row) for row in connection.execute(query).mappings()]
 
 
-def _scorable() -> sa.ColumnElement[bool]:
+def scorable() -> sa.ColumnElement[bool]:
+    """There is a text that the worker scores, sooner or later."""
     return sa.and_(interactions.c.completion.is_not(None), interactions.c.is_stored)
 
 
@@ -334,55 +337,67 @@ class Exposure(NamedTuple):
     is_harmful_prompt: bool | None
     is_thumbed_down: bool
     is_thumbed_up: bool
-
-
-def experiment_units(database: Database, experiment: str) -> Iterator[tuple[str, bool]]:
-    """Each unit's first exposure in an experiment: `(unit_id, was it in an analysed zone)`."""
-    query = (
-        sa.select(interactions.c.unit_id, interactions.c.is_analysed)
-        .where(interactions.c.experiment == experiment)
-        .order_by(interactions.c.created_at, interactions.c.id)
-    )
-    seen: set[str] = set()
-    with database.read() as connection:
-        for unit_id, is_analysed in connection.execute(query):
-            if unit_id not in seen:
-                seen.add(unit_id)
-                yield unit_id, bool(is_analysed)
+    is_regenerated: bool
+    """Another answer was asked for in its place."""
+    is_edited: bool
+    """Its user wrote down what it should have been."""
+    latency_ms: float
+    first_byte_ms: float | None
+    completion_tokens: int | None
 
 
 def experiment_rows(database: Database, experiment: str) -> list[Exposure]:
     """The analysed interactions of an experiment in time order."""
-    return _exposures(database, interactions.c.experiment == experiment, interactions.c.is_analysed)
+    return exposures_where(database, interactions.c.experiment == experiment, interactions.c.is_analysed)
 
 
 def exposures_between(database: Database, alias: str, since: float, until: float) -> list[Exposure]:
     """An alias's interactions in a span of time (seconds since the epoch, the end left out), in order."""
     i = interactions.c
-    return _exposures(database, i.alias == alias, i.created_at >= since, i.created_at < until)
+    return exposures_where(database, i.alias == alias, i.created_at >= since, i.created_at < until)
 
 
-def _exposures(database: Database, *conditions: sa.ColumnElement[bool]) -> list[Exposure]:
+def exposures_where(database: Database, *conditions: sa.ColumnElement[bool]) -> list[Exposure]:
     """Interactions in time order, each with its scores and its last thumb."""
     i, s = interactions.c, scores.c
     query = (
         sa.select(
             i.unit_id, i.created_at, i.model, i.assigned_variant, i.served_variant, i.probability, i.phase, i.status,
-            _scorable(), s.interaction_id.is_not(None), s.is_toxic, s.response, s.is_harmful_prompt,
-            _last_thumb(),
+            scorable(), s.interaction_id.is_not(None), s.is_toxic, s.response, s.is_harmful_prompt,
+            i.latency_ms, i.first_byte_ms, i.completion_tokens, _was_replaced(),
+            _last_of("thumbs"), _last_of("edit", kept=sa.literal("edit")), _last_of("regenerate"),
         )
         .outerjoin(scores, s.interaction_id == i.id)
         .where(*conditions)
         .order_by(i.created_at, i.id)
     )  # fmt: skip
     with database.read() as connection:
-        rows = connection.execute(query).all()
-    return [Exposure._make((*known, thumb == '"down"', thumb == '"up"')) for *known, thumb in rows]
+        return [_exposure(*row) for row in connection.execute(query)]
 
 
-def _last_thumb() -> sa.ScalarSelect[str | None]:
-    """An interaction's thumb as it stands; looked up by index for each, whatever the planner knows of the tables."""
+def _exposure(*row: Any) -> Exposure:
+    *known, latency_ms, first_byte_ms, n_tokens, is_replaced, thumb, edit, regenerate = row
+    is_regenerated = bool(is_replaced) or regenerate is not None
+    said = (thumb == '"down"', thumb == '"up"', is_regenerated, edit is not None)
+    return Exposure._make((*known, *said, latency_ms, first_byte_ms, n_tokens))
+
+
+def _was_replaced() -> sa.ColumnElement[bool]:
+    newer = interactions.alias("newer")
+    found = sa.select(newer.c.id).where(newer.c.regenerate_of == interactions.c.id).correlate(interactions)
+    # Where hardly anything was regenerated, SQLite takes the index for useless, and reads the table for each.
+    return found.with_hint(newer, "INDEXED BY ix_interactions_regenerate_of", "sqlite").exists()
+
+
+def _last_of(kind: str, kept: sa.ColumnElement[Any] | None = None) -> sa.ScalarSelect[Any]:
+    """What the last event of a kind says of an interaction, None if it was taken back.
+
+    Looked up by index for each, whatever the planner knows of the tables.
+
+    Args:
+        kept: Instead of the event's value, which may be long.
+    """
     f = feedback_events.c
-    value = sa.case((f.is_retraction, None), else_=f.value)
-    events = sa.select(value).where(f.interaction_id == interactions.c.id, f.type == "thumbs")
+    value = sa.case((f.is_retraction, None), else_=f.value if kept is None else kept)
+    events = sa.select(value).where(f.interaction_id == interactions.c.id, f.type == kind)
     return events.order_by(f.created_at.desc(), f.id.desc()).limit(1).scalar_subquery()

@@ -161,12 +161,13 @@ def _row(
     """A pair as the store keeps it. Texts are copied as they lie there: to read them takes longer than all the rest."""
     pair = pair_of(pair_id, claim, answers, defaultdict(lambda: NO_TEXTS), edits)
     rejected = texts[claim.rejected].completion
-    prompt = texts[claim.served or claim.rejected].prompt
+    asked = texts[claim.served or claim.rejected]
     if claim.edit:
         chosen = json.dumps(edited(read_json(rejected), edits[claim.edit.event_id]))
     else:
         chosen = texts[claim.chosen].completion
-    return {**pair_row(pair, mined_at), "prompt": prompt, "chosen": chosen, "rejected": rejected}
+    told = {"prompt": asked.prompt, "tools": asked.tools, "chosen": chosen, "rejected": rejected}
+    return {**pair_row(pair, mined_at), **told}
 
 
 def follow(

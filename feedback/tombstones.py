@@ -164,6 +164,7 @@ def forgotten(interaction: Interaction) -> Interaction:
         prompt_sha=None,
         completion=None,
         parameters={},
+        tools=None,
         is_complete=False,
         is_stored=False,
     )

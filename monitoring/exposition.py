@@ -50,6 +50,7 @@ GAUGES: Final = {
     "pawl_retrain_last_success_timestamp_seconds": Joint.MAX,
     "pawl_adapters_missing": Joint.OWN,
     "pawl_rollout_weight": Joint.OWN,
+    "pawl_rollout_blind": Joint.OWN,
     "pawl_rollout_state": Joint.OWN,
 }
 """A gauge that is missing here is added up."""

@@ -237,10 +237,29 @@ ROLLOUT_STATE: Final = Gauge(
     ("model", "state"),
     registry=REGISTRY,
 )
+ROLLOUT_BLIND: Final = Gauge(
+    "pawl_rollout_blind",
+    "1 while the controller of the model's rollouts cannot read the database; gateways keep the last known weights.",
+    ("model",),
+    registry=REGISTRY,
+)
 ROLLBACKS: Final = Counter(
     "pawl_rollbacks_total",
     "Rollouts rolled back ever, by the metric that decided it; else by breaker or operator.",
     ("metric",),
+    registry=REGISTRY,
+)
+
+SHADOW_ANSWERS: Final = Counter(
+    "pawl_shadow_answers_total",
+    "Questions put to the candidate of a shadow run: ok, error, gone (erased meanwhile) or left_out.",
+    ("model", "outcome"),
+    registry=REGISTRY,
+)
+WEBHOOK_DELIVERIES: Final = Counter(
+    "pawl_webhook_deliveries_total",
+    "Attempts to tell an endpoint of an event: sent, failed and to be repeated, or dead.",
+    ("outcome",),
     registry=REGISTRY,
 )
 

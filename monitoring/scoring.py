@@ -45,14 +45,18 @@ class ScoringDuty:
         batch = unscored(self._database, self._batch_size)
         if not batch:
             return 0
-        answers = [text_of(interaction.completion) for interaction in batch]
-        toxicities = self._score_toxicity(answers)
-        scores = [self._score(*item) for item in zip(batch, answers, toxicities, strict=True)]
+        scores = self.scores_of(batch)
         added = save_scores(self._database, scores)
         for interaction, score in zip(batch, scores, strict=True):
             if score.interaction_id in added:
                 count(interaction, score)
         return len(batch)
+
+    def scores_of(self, batch: Sequence[Interaction]) -> list[Score]:
+        """What the scorer finds in some answers; nothing is stored or counted."""
+        answers = [text_of(interaction.completion) for interaction in batch]
+        toxicities = self._score_toxicity(answers)
+        return [self._score(*item) for item in zip(batch, answers, toxicities, strict=True)]
 
     def _score(self, interaction: Interaction, answer: str, toxicity: float) -> Score:
         return Score(

@@ -12,7 +12,7 @@ import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 from pawl.adapter_files import verify_adapter
-from pawl.errors import PublishFailed, Unreachable
+from pawl.errors import NotNow, PublishFailed, Unreachable
 from pawl.fingerprints import Fingerprint, Place, fingerprint_of, why_not
 
 GOLDEN_PROMPTS = (
@@ -32,6 +32,8 @@ PROOF_PAUSES_S = (0.05, 0.2, 0.5)
 """Between attempts to see an adapter in effect."""
 BUSY = (429, 502, 503, 504)
 """Answers that say nothing about an adapter: the engine, or what stands before it, has no time just now."""
+GONE, SERVER_ERROR = 404, 500
+"""Not there: an engine that was started again has forgotten its adapters, and a shared volume may show files late."""
 ADAPTERS_IN_USE = "vllm:lora_requests_info"
 """A gauge whose labels name adapters, and whose value is when that was so."""
 
@@ -133,8 +135,10 @@ class Engine:
             raise PublishFailed(f"{self.url}: {model} answered without log-probabilities") from exc
 
     def _check_root(self, name: str, root: str, path: Path) -> None:
+        if not root:
+            raise NotNow(f"{self.url}: {name} is served from nowhere, not from {path}")
         if root != str(path):
-            raise PublishFailed(f"{self.url}: {name} is served from {root or 'nowhere'}, not from {path}")
+            raise PublishFailed(f"{self.url}: {name} is served from {root}, not from {path}")
 
     def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
@@ -148,7 +152,9 @@ class Engine:
         if response.status_code in BUSY:
             raise Unreachable(f"{self.url}{path}: {response.status_code} {response.text[:300]}")
         if response.status_code != 200:
-            raise PublishFailed(f"{self.url}{path}: {response.status_code} {response.text[:300]}")
+            passes = response.status_code == GONE or response.status_code >= SERVER_ERROR
+            error = NotNow if passes else PublishFailed
+            raise error(f"{self.url}{path}: {response.status_code} {response.text[:300]}")
         return _object(response) if response.headers.get("content-type", "").startswith("application/json") else {}
 
     def _unreachable(self, path: str, exc: httpx2.TransportError) -> Unreachable:
@@ -172,7 +178,7 @@ def load_verified(
 
     Raises:
         BadAdapter: its files are not those that were sealed; no engine has been troubled.
-        PublishFailed: a replica refuses it, or serves something else under its name.
+        PublishFailed: a replica refuses it, or serves something else under its name; `NotNow` if that may pass.
         Unreachable: a replica does not answer.
     """
     adapter = verify_adapter(path, max_rank, sha256=sha256)

@@ -9,6 +9,7 @@ PawlError
 ├── RunConflict           another process took the run over, or the cycle has its run already; exit code 1
 ├── BadAdapter            files that are not an adapter we serve, or not the ones that were sealed; exit code 1
 └── PublishFailed         an engine refused an adapter, or serves something else under its name; exit code 1
+    └── NotNow            an engine failed at it, or has just forgotten it: trying again may help; exit code 3
 """
 
 
@@ -56,3 +57,9 @@ class BadAdapter(PawlError):
 
 class PublishFailed(PawlError):
     """An adapter is not being served as it should."""
+
+
+class NotNow(PublishFailed):
+    """An engine was in no state to take an adapter, or to prove it: it failed, or forgot what it had loaded."""
+
+    exit_code = 3

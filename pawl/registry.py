@@ -14,6 +14,7 @@ from pawl.audit import AuditEvent, note
 from pawl.database import Database
 from pawl.errors import NegativeVerdict, RunConflict, StaleWrite, UnknownModel
 from pawl.schema import models, runs
+from pawl.webhook_events import RETRAIN, announce
 
 
 class RunStatus(StrEnum):
@@ -28,6 +29,8 @@ class RunStatus(StrEnum):
     """Too little new feedback to train on."""
     ERROR = "error"
     """A step broke; the next attempt resumes there."""
+    GIVEN_UP = "given_up"
+    """The same step broke again and again; nobody comes back to it."""
 
     @property
     def is_final(self) -> bool:
@@ -172,7 +175,14 @@ def update_run(
         merged = json.dumps({**json.loads(stored), **detail}, sort_keys=True, allow_nan=False)
         changes = {"step": step, "status": str(status), "detail": merged, "updated_at": now}
         connection.execute(sa.update(runs).where(mine).values(**changes))
+        if status is not RunStatus.RUNNING:
+            _tell_of_outcome(connection, run, step, status, now)
     return get_run(database, run.id)
+
+
+def _tell_of_outcome(connection: sa.Connection, run: Run, step: str, status: RunStatus, now: float) -> None:
+    data = {"run": run.id, "model": run.alias, "cycle": run.cycle, "step": step, "status": str(status)}
+    announce(connection, f"{RETRAIN}.{status}", data, now)
 
 
 def register_model(database: Database, model: Model, *, actor: str = DEFAULT_ACTOR) -> None:

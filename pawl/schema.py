@@ -62,10 +62,20 @@ interactions = Table(
     Column("completion_tokens", Integer),
     Column("latency_ms", Double, nullable=False),
     Column("first_byte_ms", Double),
+    Column("tools", Text),
     Index(None, "created_at"),
     Index(None, "prompt_sha"),
     Index(None, "regenerate_of"),
     Index(None, "experiment", "is_analysed", "created_at"),
+    Index(  # when somebody first came into an experiment
+        None,
+        "experiment",
+        "unit_id",
+        "created_at",
+        "id",
+        sqlite_where=text("experiment IS NOT NULL"),
+        postgresql_where=text("experiment IS NOT NULL"),
+    ),
     Index(None, "user_id", "key_id", "created_at"),
     Index(None, "key_id", "id"),
 )
@@ -102,6 +112,7 @@ scores = Table(
     Column("is_harmful_prompt", Boolean, nullable=False),
     Column("scorer", String(128), nullable=False),
     Column("scored_at", Double, nullable=False),
+    Index(None, "scored_at"),
 )
 
 pairs = Table(
@@ -123,6 +134,7 @@ pairs = Table(
     Column("created_at", Double, nullable=False),
     Column("mined_at", Double, nullable=False),
     Column("first_run", String(32)),
+    Column("tools", Text),
     Index(None, "alias", "created_at"),
     Index(None, "chosen_interaction"),
     Index(None, "rejected_interaction"),
@@ -157,7 +169,7 @@ runs = Table(
     Column("id", String(32), primary_key=True),
     Column("alias", String(255), nullable=False),
     Column("cycle", String(64), nullable=False),
-    Column("status", String(16), nullable=False),  # running, passed, failed, cannot_tell, skipped, error
+    Column("status", String(16), nullable=False),  # running, passed, failed, cannot_tell, skipped, error, given_up
     Column("step", String(32), nullable=False),
     Column("detail", Text, nullable=False),
     Column("epoch", Integer, nullable=False),
@@ -354,4 +366,82 @@ judge_verdicts = Table(
     Index(None, "alias", "conversation"),
     Index(None, "first"),
     Index(None, "second"),
+)
+
+shadow_runs = Table(
+    "shadow_runs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("alias", String(255), nullable=False),
+    Column("champion", String(255), nullable=False),
+    Column("candidate", String(255), nullable=False),
+    Column("status", String(16), nullable=False),  # running, passed, failed, held, stopped
+    Column("reason", Text, nullable=False),
+    Column("rules", Text, nullable=False),  # frozen at its start
+    Column("actor", String(64), nullable=False),
+    Column("rollout_id", String(32)),  # that it went on to
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Index(
+        "uq_shadow_runs_running",
+        "alias",
+        unique=True,
+        sqlite_where=text("status = 'running'"),
+        postgresql_where=text("status = 'running'"),
+    ),
+)
+
+_is_unscored = text("scored_at IS NULL AND error IS NULL")
+
+shadow_answers = Table(  # What the candidate of a shadow run says where the champion has answered.
+    "shadow_answers",
+    metadata,
+    Column("run_id", String(32), primary_key=True),
+    Column("interaction_id", String(48), primary_key=True),
+    Column("model", String(255), nullable=False),
+    Column("answer", Text),
+    Column("finish_reason", String(32)),
+    Column("error", String(32)),  # why there is no answer
+    Column("prompt_tokens", Integer),
+    Column("completion_tokens", Integer),
+    Column("latency_ms", Double, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("toxicity", Double),
+    Column("is_toxic", Boolean),
+    Column("response", String(16)),
+    Column("is_harmful_prompt", Boolean),
+    Column("scorer", String(128)),
+    Column("scored_at", Double),
+    Index(None, "interaction_id"),
+    Index("ix_shadow_answers_unscored", "created_at", sqlite_where=_is_unscored, postgresql_where=_is_unscored),
+)
+
+webhook_events = Table(  # Written by the transaction that decided it.
+    "webhook_events",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("type", String(64), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("payload", Text, nullable=False),
+    Index(None, "at"),
+)
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("endpoint", String(32), primary_key=True),  # a digest of its address
+    Column("since", Double, nullable=False),  # older events are not sent there
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("event_id", String(64), primary_key=True),
+    Column("endpoint", String(32), primary_key=True),
+    Column("status", String(16), nullable=False),  # waiting, sent, dead
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", Double, nullable=False),
+    Column("last_error", String(64)),
+    Column("updated_at", Double, nullable=False),
+    Index(None, "endpoint", "status", "next_at"),
 )

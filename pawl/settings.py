@@ -8,14 +8,17 @@ environment: `PAWL_SERVING__PORT=8080` sets `serving.port` and wins over the fil
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from pawl.errors import ConfigurationError
 from pawl.schedule import next_moment
+from pawl.webhook_addresses import why_not_an_address
+from pawl.webhook_events import unknown_patterns
 
 ENV_PREFIX = "PAWL_"
 NOT_SETTINGS = {"PAWL_CONFIG", "PAWL_TEST_CACHE"}
@@ -62,12 +65,34 @@ class AuthSettings(Section):
     feedback_token_ttl_s: int = 3600
 
 
+Weight = Annotated[float, Field(ge=0.0)]
+Name = Annotated[str, Field(min_length=1)]
+
+
 class VariantSettings(Section):
     """One arm of a fixed split."""
 
     name: str
     model: str
     weight: float = Field(ge=0.0)
+    before: list[Weight] = Field(default_factory=list)
+    """Its weights in the phases before this one, the oldest first: a ramp that everybody can compute anew."""
+
+
+class LayerSettings(Section):
+    """The part of a layer that a fixed split has: splits that share a layer never share a user."""
+
+    name: str = Field(min_length=1)
+    start: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Where its part of the users begins, in steps of 0.0001; the first split of a layer begins at 0."""
+    end: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Where its part ends and another's may begin."""
+
+    @model_validator(mode="after")
+    def _in_steps(self) -> LayerSettings:
+        if self.start >= self.end or any(abs(at * 1e4 - round(at * 1e4)) > 1e-6 for at in (self.start, self.end)):
+            raise ValueError("a part of a layer needs start < end, both in steps of 0.0001")
+        return self
 
 
 class ExperimentSettings(Section):
@@ -76,15 +101,28 @@ class ExperimentSettings(Section):
     key: str
     variants: list[VariantSettings] = Field(min_length=1)
     salt: str | None = None
+    layer: LayerSettings | None = None
+    """Only users in this part of a layer are in the split; the others see the champion and are not analysed."""
+    allocation: Literal["hash", "slots"] = "hash"
+    """`slots` is for ramps in which one variant alone gives up traffic (`before` says from where): no more users change
+    sides than must."""
 
     @model_validator(mode="after")
     def _weights_and_names(self) -> ExperimentSettings:
         names = [variant.name for variant in self.variants]
         if len(set(names)) != len(names):
             raise ValueError("variant names must be unique")
-        if sum(variant.weight for variant in self.variants) <= 0:
+        if self.key == "holdout":
+            raise ValueError("no experiment may be called holdout: that is the hold-out's name in the records")
+        if len({len(variant.before) for variant in self.variants}) > 1:
+            raise ValueError("every variant needs as many weights before as the others: one for each earlier phase")
+        if any(sum(weights) <= 0 for weights in self.phases()):
             raise ValueError("at least one variant needs a positive weight")
         return self
+
+    def phases(self) -> list[tuple[float, ...]]:
+        """The weights of all phases, in the order of the variants; the last one is in force."""
+        return list(zip(*([*variant.before, variant.weight] for variant in self.variants), strict=True))
 
 
 class ModelSettings(Section):
@@ -95,6 +133,24 @@ class ModelSettings(Section):
     champion: str
     """The model name the engines serve before any rollout has promoted another."""
     experiment: ExperimentSettings | None = None
+    experiments: list[ExperimentSettings] = Field(default_factory=list)
+    """More splits of this name at the same time, each with a part of its own of the same layer."""
+
+    @property
+    def splits(self) -> list[ExperimentSettings]:
+        """All fixed splits of this name."""
+        return [*([self.experiment] if self.experiment else []), *self.experiments]
+
+    @model_validator(mode="after")
+    def _one_split_for_each_user(self) -> ModelSettings:
+        if len(self.splits) > 1 and (
+            any(split.layer is None for split in self.splits)
+            or len({split.layer.name for split in self.splits if split.layer}) > 1
+        ):
+            raise ValueError("several splits of one model at once must share a layer")
+        if len({split.key for split in self.splits}) < len(self.splits):
+            raise ValueError("two splits have the same key")
+        return self
 
     @field_validator("engines")
     @classmethod
@@ -235,6 +291,26 @@ class FeedbackNameSettings(Section):
         return self
 
 
+class HoldoutSettings(Section):
+    """Users that no experiment and no canary touches: they see the champion, and are recorded as held out."""
+
+    share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Of all users of each model; 0 for nobody. Change it between experiments: whoever comes in leaves theirs."""
+    salt: str = Field(default="pawl", min_length=1)
+    """What users are hashed with: change it to choose others."""
+
+
+class ForcedVariantSettings(Section):
+    """Who may ask for a variant by its name, with the header `x-pawl-variant`, to look at it; never analysed."""
+
+    users: list[Name] = Field(default_factory=list)
+    """Names of users, as requests name them. Where keys are not required, anybody can call themselves that."""
+    keys: list[Name] = Field(default_factory=list)
+    """Ids of API keys (`pawl keys list`)."""
+    admin_keys: bool = False
+    """Every key that has the scope `admin`."""
+
+
 class ServingSettings(Section):
     """The gateway."""
 
@@ -267,6 +343,8 @@ class ServingSettings(Section):
     replicas: ReplicaSettings = ReplicaSettings()
     limits: LimitSettings = LimitSettings()
     guards: GuardSettings = GuardSettings()
+    holdout: HoldoutSettings = HoldoutSettings()
+    forced_variants: ForcedVariantSettings = ForcedVariantSettings()
     spool: SpoolSettings = SpoolSettings()
     drain_grace_s: float = 30.0
     """After SIGTERM, how long running streams may take to finish."""
@@ -283,6 +361,17 @@ class ServingSettings(Section):
     for all. It is a feedback token that makes a vote count, not the origin."""
     feedback_join_window_s: float = 3600.0
     """How long feedback may wait for its interaction to become visible."""
+
+    @model_validator(mode="after")
+    def _layers_are_divided(self) -> ServingSettings:
+        splits = [split for model in self.models.values() for split in model.splits]
+        parts = sorted(
+            (split.layer.name, split.layer.start, split.layer.end, split.key) for split in splits if split.layer
+        )
+        for (name, _, end, key), (other, start, _, next_key) in pairwise(parts):
+            if name == other and start < end:
+                raise ValueError(f"{key} and {next_key} claim the same users of the layer {name}")
+        return self
 
 
 class EngineSettings(Section):
@@ -568,6 +657,25 @@ class TrainingGuardSettings(Section):
     """Tokens of prompts and answers that are trained on, over all attempts; the same happens."""
 
 
+PairLoss = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+    "sigmoid_norm",
+]
+"""TRL 1.16's losses of pairs, but for `exo_pair`, which needs smoothed labels, for which there is no setting."""
+
+
 class TrainingSettings(Section):
     """Preference training of one adapter; defaults suit a 7-8 B model."""
 
@@ -583,8 +691,9 @@ class TrainingSettings(Section):
     contradict each other."""
     simpo_gamma: float = Field(default=1.0, ge=0.0)
     """`simpo`: by how much the preferred answer must win."""
-    loss_type: list[str] | None = None
-    """TRL's DPO losses, added up, in place of an objective."""
+    loss_type: list[PairLoss] | None = None
+    """TRL's DPO losses, added up, in place of an objective: `sigmoid`, `hinge`, `ipo`, `nca_pair`, `robust`,
+    `bco_pair`, `sppo_hard`, `aot`, `aot_unpaired`, `apo_zero`, `apo_down`, `discopop`, `sft`, `sigmoid_norm`."""
     loss_weights: list[float] | None = None
     """One weight for each loss: of the objective and its `sft` term, or of `loss_type`."""
     beta: float | None = Field(default=None, gt=0.0)
@@ -596,6 +705,9 @@ class TrainingSettings(Section):
     `.prom`."""
     guards: TrainingGuardSettings = TrainingGuardSettings()
     learning_rate: float = 5e-6
+    continued_learning_rate: float | None = Field(default=None, gt=0.0)
+    """Peak rate of a round that continues its parent; `learning_rate` without it. A fresh adapter has one factor at
+    zero, and has to learn before a rate does anything: the same rate takes a trained adapter further."""
     epochs: float = 1.0
     batch_size: int = 8
     gradient_accumulation_steps: int = 8
@@ -917,6 +1029,9 @@ class RetrainSettings(Section):
     an engine that serves in another precision. The adapter itself is held to about what the base is off."""
     min_pairs: int = 1000
     max_pairs: int = 20000
+    max_failures: int = Field(default=3, ge=1)
+    """A round that has failed so often in a row at the same step is given up, and the next one may begin. What is out
+    of reach does not count, nor does a process that was killed."""
     interval_hours: float = 168.0
     schedule: str | None = None
     """When the worker runs `pawl retrain run --if-due`, as a cron expression, such as `17 3 * * 0`; null leaves that to
@@ -958,6 +1073,57 @@ class RetrainSettings(Section):
         return self
 
 
+class ShadowSettings(Section):
+    """A candidate first answers in the dark: what it says is stored beside the champion's, and nobody sees it."""
+
+    share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Of the champion's stored answers, those that an automatic start asks the candidate for too, before the canary; at
+    0 it goes straight to the canary."""
+    min_pairs: int = Field(default=200, ge=2)
+    """Pairs before the first verdict; the next looks are at twice as many, four times as many and so on."""
+    max_time_s: float = Field(default=24 * 3600.0, gt=0.0)
+    """After this long without a verdict the candidate is held for a person."""
+    alpha: float = Field(default=0.05, gt=0.0, lt=1.0)
+    """Chance, over all looks, that a candidate which is worse by a margin goes on; by approximate intervals."""
+    error_margin: float = Field(default=0.05, gt=0.0, le=1.0)
+    """Share of requests without an answer that must be ruled out. The other margins are those of the canary."""
+    per_minute: int = Field(default=60, ge=1)
+    """Requests to the candidate a minute, at most."""
+    concurrency: int = Field(default=2, ge=1, le=64)
+    """Of them at the same time."""
+    timeout_s: float = Field(default=60.0, gt=0.0)
+    """For one answer; one that takes longer counts as an error."""
+    max_waiting: int = Field(default=0, ge=0)
+    """While more requests than this wait inside an engine of the alias, the candidate is asked nothing."""
+
+
+class RolloutMetricSettings(Section):
+    """One harm that a rollout is decided on, as the share of a user's interactions in which it happened."""
+
+    name: Literal[
+        "thumbs_down",
+        "toxicity",
+        "harmful_compliance",
+        "over_refusal",
+        "regeneration",
+        "edit",
+        "errors",
+        "fallback",
+        "slow_answers",
+        "slow_first_token",
+        "long_answers",
+    ]
+    """What counts as the harm: [how it decides](how-it-decides.md#the-controller) says when each happens."""
+    margin: float = Field(gt=0.0, lt=1.0)
+    """Added harm that must be ruled out before promotion."""
+    weight: float = Field(ge=0.0, le=1.0)
+    """Share of the rollback evidence; the weights of all metrics add up to one."""
+    role: Literal["primary", "guardrail", "signal"] = "guardrail"
+    """Primary ones also bound each step; signals can roll back, but promotion does not wait for evidence on them."""
+    threshold: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    """Above it an answer counts: milliseconds for `slow_answers` and `slow_first_token`, tokens for `long_answers`."""
+
+
 class RolloutSettings(Section):
     """How a canary goes out and what stops it."""
 
@@ -977,12 +1143,50 @@ class RolloutSettings(Section):
     """The same for harmful requests complied with. Without it they can roll a canary back, but promotion does not wait
     for evidence on them: most traffic has few, and the gate has asked its probes."""
     over_refusal_margin: float = 0.05
+    metrics: list[RolloutMetricSettings] | None = None
+    """What decides, in place of the four metrics that the margins above belong to. Frozen at a rollout's launch."""
     breaker_error_share: float = 0.2
     breaker_min_requests: int = 20
     max_time_s: float = 14 * 24 * 3600.0
+    bake_s: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
+    """Nothing is promoted sooner than this after the launch: 604800 is the full week that shows every weekday."""
+    needs_approval: bool = False
+    """Whether a person must order the promotion, once the evidence suffices."""
+    watch_s: float = Field(default=3600.0, ge=0.0, allow_inf_nan=False)
+    """How long a promoted version is watched by absolute limits, with the way back to the old champion open."""
     tick_s: float = 10.0
     auto_start: bool = True
     """Open a canary when a run passes its gate."""
+    shadow: ShadowSettings = ShadowSettings()
+
+
+class WebhookSettings(Section):
+    """An address that is told of decisions; see `docs/webhooks.md`."""
+
+    url: str
+    """Where events are posted. `https://`, or `http://` on this machine."""
+    secret_file: Path | None = None
+    """A file with the secret that signs them: one to a line, the newest first, and each signs."""
+    secret_env: str | None = None
+    """The environment variable that holds the secret, where there is no file."""
+    events: list[str] = ["*"]
+    """Which events: their types, `rollout.*` for all of a kind, or `*`."""
+    allow_http: bool = False
+    """Post to `http://` elsewhere too: whoever is on the way can read it."""
+    timeout_s: float = Field(default=10.0, gt=0.0, le=60.0)
+    """For one attempt."""
+    attempts: int = Field(default=10, ge=1, le=20)
+    """So often an event is sent, over about a day and a half, before it is given up."""
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> WebhookSettings:
+        if problem := why_not_an_address(self.url, allow_http=self.allow_http):
+            raise ValueError(f"url {problem}")
+        if (self.secret_file is None) == (self.secret_env is None):
+            raise ValueError("needs either secret_file or secret_env")
+        if unknown := unknown_patterns(self.events):
+            raise ValueError(f"events has {', '.join(unknown)}, which nothing is called")
+        return self
 
 
 class LogSettings(Section):
@@ -1006,6 +1210,8 @@ class Settings(Section):
     retention: RetentionSettings = RetentionSettings()
     retrain: RetrainSettings = RetrainSettings()
     rollout: RolloutSettings = RolloutSettings()
+    webhooks: list[WebhookSettings] = []
+    """Who is told of decisions, by a signed request each; nobody unless it is set."""
     log: LogSettings = LogSettings()
 
     @model_validator(mode="after")

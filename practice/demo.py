@@ -44,7 +44,7 @@ from practice.evidence import Period, count_unscored
 from practice.report import DemoRecord, RoundRecord, check_story, write_report
 from practice.traffic import TrafficCount, Visit, send_users
 from practice.users import population
-from practice.world import ALIAS, as_people_say_it, practice_settings, prepare
+from practice.world import ALIAS, as_people_say_it, at_full_rate, practice_settings, prepare
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, run_round
 from retrain.progress import Report, ignore, reporting
 from serving.engine_process import has_gpu
@@ -185,17 +185,20 @@ class Demo:
         self.say(f"{mined.n_pairs} preference pairs ({sources}); no pair from: {skipped or 'none'}")
         return mined
 
-    def train(self, options: RoundOptions, settings: Settings | None = None) -> RunOutcome:
+    def train(
+        self, options: RoundOptions, *, selected_by: Settings | None = None, trained_by: Settings | None = None
+    ) -> RunOutcome:
         """One retraining round up to its verdict; nothing is rolled out here.
 
         Args:
-            settings: Other ones than the stage's, for what is selected.
+            selected_by: other settings than the stage's, for what is selected.
+            trained_by: other ones for the round.
         """
         if self._scorer is None:
             scoring = self.settings.worker.scoring
             self._scorer = load_scorer(scoring.toxicity_checkpoint, scoring.toxicity_config_dir)
         score = self._scorer.score
-        selected = self._select(self.database, settings or self.settings, ALIAS, score)
+        selected = self._select(self.database, selected_by or self.settings, ALIAS, score)
         left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(selected.left_out.items()))
         self.say(f"{len(selected.new)} new pairs to train on; left out: {left_out or 'none'}")
         with training_shown(self.console) as report:
@@ -206,7 +209,7 @@ class Demo:
                 skipped=selected.left_out,
                 report=report,
             )
-            outcome = run_round(self.database, self.settings, ALIAS, inputs, options)
+            outcome = run_round(self.database, trained_by or self.settings, ALIAS, inputs, options)
         self.say(f"gate: [bold]{outcome.gate['verdict'] if outcome.gate else 'none'}[/bold]: {outcome.reason}")
         return outcome
 
@@ -319,7 +322,7 @@ def _play(demo: Demo) -> None:
         record.rounds.append(first)
     with demo.step("Round 1: an adapter from people's pairs alone"):
         unmixed = RoundOptions(cycle="demo-1-unmixed", mix=ONLY_NEW)
-        record.unmixed = demo.train(unmixed, as_people_say_it(demo.settings))
+        record.unmixed = demo.train(unmixed, selected_by=as_people_say_it(demo.settings))
     with demo.step("Round 1: an adapter with the original preferences mixed back in"):
         first.outcome = demo.train(RoundOptions(cycle="demo-1", mix=REPLAY))
     if first.outcome.status != registry.RunStatus.PASSED or first.outcome.model is None:
@@ -345,7 +348,7 @@ def _play(demo: Demo) -> None:
             publish_despite_gate=True,
             note="a drill: trained on swapped preferences to show that the canary catches it",
         )
-        record.bad = demo.train(options)
+        record.bad = demo.train(options, trained_by=at_full_rate(demo.settings))
     if record.bad.model is not None:
         with demo.step("Drill: its canary"):
             record.bad_rollout = demo.roll_out(record.bad.model, MOST_CANARY_USERS)

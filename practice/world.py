@@ -28,6 +28,9 @@ TRAINING: Mapping[str, Any] = {
     "gradient_checkpointing": False,
 }
 """For 1.8 million parameters; the defaults of the settings suit models a thousand times as large."""
+CONTINUED_LEARNING_RATE = 4e-4
+"""At the rate that a fresh adapter needs, one that is continued comes to speak gibberish where it refused before: it
+loses up to one refusal in twenty to a round on good pairs alone."""
 
 
 def prepare(root: Path, *, progress: bool) -> tuple[PracticeModel, ToxicityCheckpoint]:
@@ -73,7 +76,7 @@ def retrain_tree(model: PracticeModel, directory: Path) -> dict[str, Any]:
         "original_preferences": str(model.original_preferences),
         "harmful_probes": str(model.harmful_probes),
         "benign_probes": str(model.benign_probes),
-        "training": dict(TRAINING),
+        "training": {**TRAINING, "continued_learning_rate": CONTINUED_LEARNING_RATE},
         "gate": {
             "max_tokens": 48,
             "samples_per_prompt": 2,
@@ -113,6 +116,12 @@ def as_people_say_it(settings: Settings) -> Settings:
     feedback = settings.feedback
     filters = feedback.filters.model_copy(update={"refusal_policy": False})
     return settings.model_copy(update={"feedback": feedback.model_copy(update={"filters": filters})})
+
+
+def at_full_rate(settings: Settings) -> Settings:
+    """The same with the rate of a first round for all: a drill is to go far from its parent."""
+    training = settings.retrain.training.model_copy(update={"continued_learning_rate": None})
+    return settings.model_copy(update={"retrain": settings.retrain.model_copy(update={"training": training})})
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,18 @@ def lm_eval_command(settings: LmEvalSettings, engine_url: str, model: str, base_
 def read_scores(output: Path, task: str) -> dict[str, float]:
     """Each document's score on a task, or on the tasks of a group.
 
-    A document counts by the first metric that is named for it, under the first filter of the file.
+    A document counts by the first of its metrics of which the harness says that more is better, under the first filter
+    of the file.
+
+    Raises:
+        EvaluationFailed: of no metric of a task does the harness say so, as of a perplexity: what has fallen may be an
+            improvement there.
     """
-    names = {task, *_subtasks(output, task)}
+    results = [_object(path.read_text()) for path in sorted(output.rglob("results_*.json"))]
+    names = {task, *_subtasks(results, task)}
     files = sorted(path for path in output.rglob("samples_*.jsonl") if _task_of(path) in names)
-    return {document: score for path in files for document, score in _scores(path)}
+    gains = _where_more_is_better(results)
+    return {document: score for path in files for document, score in _scores(path, gains.get(_task_of(path), set()))}
 
 
 def pair(parent: Scores, candidate: Scores) -> Paired | None:
@@ -121,9 +128,9 @@ def _task_of(path: Path) -> str:
     return path.stem.removeprefix("samples_").rpartition("_")[0]
 
 
-def _subtasks(output: Path, task: str) -> Iterator[str]:
-    for path in output.rglob("results_*.json"):
-        groups: Mapping[str, Sequence[str]] = _object(path.read_text()).get("group_subtasks", {})
+def _subtasks(results: Sequence[Mapping[str, Any]], task: str) -> Iterator[str]:
+    for result in results:
+        groups: Mapping[str, Sequence[str]] = result.get("group_subtasks", {})
         waiting, seen = list(groups.get(task, ())), {task}
         while waiting:
             name = waiting.pop()
@@ -133,14 +140,30 @@ def _subtasks(output: Path, task: str) -> Iterator[str]:
                 waiting += groups.get(name, ())
 
 
-def _scores(path: Path) -> Iterator[tuple[str, float]]:
+def _where_more_is_better(results: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """By task, the metrics of which a larger value is the better one."""
+    found: dict[str, set[str]] = {}
+    for result in results:
+        for task, metrics in (result.get("higher_is_better") or {}).items():
+            found.setdefault(task, set()).update(name for name, is_gain in metrics.items() if is_gain is True)
+    return found
+
+
+def _scores(path: Path, gains: Collection[str]) -> Iterator[tuple[str, float]]:
     first_filter: object = None
     for number, line in enumerate(path.read_text().rstrip("\n").split("\n")):
         row = _object(line)
         first_filter = row.get("filter") if number == 0 else first_filter
-        metrics = row.get("metrics") or [None]
-        score = row.get(str(metrics[0]))
-        if row.get("filter") == first_filter and isinstance(score, int | float):
+        if row.get("filter") != first_filter:
+            continue
+        named = list(map(str, row.get("metrics") or ()))
+        metric = next((name for name in named if name in gains), None)
+        if named and metric is None:
+            raise EvaluationFailed(
+                f"the benchmark {_task_of(path)} has no metric of which more is known to be better: {', '.join(named)}"
+            )
+        score = row.get(metric) if metric else None
+        if isinstance(score, int | float):
             yield f"{_task_of(path)}/{row.get('doc_id')}", float(score)
 
 

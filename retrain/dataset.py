@@ -18,6 +18,7 @@ from feedback.filters.holdout import prompt_key
 from feedback.filters.near_prompts import NearPrompts, asked
 from feedback.interactions import Message
 from feedback.pairs import PreferencePair
+from feedback.tools import Tool, read_tools
 from pawl.settings import MixSettings
 from retrain.errors import BadData, DataLeak
 
@@ -50,6 +51,8 @@ class TrainingExample:
     rejected: Message
     created_at: float | None = None
     """When it was expressed; None for original preferences, which have no age."""
+    tools: tuple[Tool, ...] | None = None
+    """The functions that were offered with the prompt."""
 
 
 _Arrival = Callable[[TrainingExample], tuple[float, str]]
@@ -77,7 +80,15 @@ class Mixed:
 def example_of(pair: PreferencePair, origin: Origin) -> TrainingExample:
     """The training example that a mined pair makes."""
     return TrainingExample(
-        pair.id, origin, pair.source, "", pair.prompt, pair.chosen, pair.rejected, created_at=pair.created_at
+        pair.id,
+        origin,
+        pair.source,
+        "",
+        pair.prompt,
+        pair.chosen,
+        pair.rejected,
+        created_at=pair.created_at,
+        tools=pair.tools,
     )
 
 
@@ -116,14 +127,15 @@ def _parse_original(number: int, line: str) -> TrainingExample:
     try:
         row = json.loads(line)
         (chosen,), (rejected,) = map(_messages, (row["chosen"], row["rejected"]))
-        prompt = _messages(row["prompt"])
+        prompt, tools = _messages(row["prompt"]), read_tools(row.get("tools"))
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise BadData(
             f"original preferences, line {number}: not a preference with one chosen and one rejected"
         ) from exc
     pair_id = str(row.get("pair_id") or _digest(line.strip()))
     source = str(row.get("source") or Origin.ORIGINAL)
-    return TrainingExample(pair_id, Origin.ORIGINAL, source, str(row.get("category") or ""), prompt, chosen, rejected)
+    category = str(row.get("category") or "")
+    return TrainingExample(pair_id, Origin.ORIGINAL, source, category, prompt, chosen, rejected, tools=tools)
 
 
 def _messages(rows: Iterable[Mapping[str, Any]]) -> tuple[Message, ...]:
@@ -357,6 +369,7 @@ def _held_pair(example: TrainingExample) -> PreferencePair:
         models=(),
         probability=1.0,
         created_at=0.0,
+        tools=example.tools,
     )
 
 

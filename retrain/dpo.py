@@ -6,9 +6,9 @@ TRL then keeps a frozen copy of it under the name "ref" and takes that as the re
 Killed and continued. `train` leaves a checkpoint in `run.checkpoints` (`<output_dir>/trainer`) every
 `training.checkpoint_steps` optimiser steps and after the last one. Called again for the same run it goes on from the
 newest whole one: adapter, optimiser, schedule, random numbers and place in the data, so that on a CPU the finished
-weights are those of an undisturbed run, bit for bit. Same run means the same `fingerprint`: base, parent, objective and
-its numbers, examples, seed and library versions; checkpoints of anything else are deleted. A caller that repeats steps
-keeps that directory until the result is recorded, and deletes it then.
+weights are those of an undisturbed run, bit for bit. Same run means the same `fingerprint`: base and parent with what
+is in their files, objective and its numbers, examples, seed and library versions; checkpoints of anything else are
+deleted. A caller that repeats steps keeps that directory until the result is recorded, and deletes it then.
 
 SIGTERM ends the training after the optimiser step it is in, with a checkpoint, by `TrainingInterrupted`, whose exit
 code is 143: not a failure, the run is to be continued. A used-up budget does the same by `TrainingFailed`, and so do
@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import structlog
 import torch
@@ -43,15 +43,17 @@ from trl import DPOConfig, KTOConfig
 
 from feedback.chat_messages import for_templates
 from feedback.pairs import UnpairedExample
+from feedback.tools import tools_column
 from pawl.settings import TrainingSettings
 from retrain import checkpoints
-from retrain.adapters import base_fingerprint
+from retrain.adapters import ADAPTER_WEIGHTS, base_fingerprint, sha256_of
 from retrain.base_model import load_base, quiet_renames
 from retrain.checkpoints import Checkpoint, Spent
 from retrain.dataset import TrainingExample, canonical_json
 from retrain.errors import TrainingFailed, TrainingInterrupted
 from retrain.lora import adapter_shape
 from retrain.objectives import Family, Objective, choose_objective, kto_weights
+from retrain.preflight import tokenizer_fingerprint
 from retrain.process_group import check_ranks_agree, from_first, is_first, n_processes, trained_weights
 from retrain.progress import LoggedStep, Report, ignore, written_to
 from retrain.termination import Termination, sigterm_noted
@@ -103,6 +105,12 @@ class DPORun:
         return self.output_dir / "trainer"
 
     @property
+    def learning_rate(self) -> float:
+        """The peak."""
+        continued = None if self.parent_adapter is None else self.training.continued_learning_rate
+        return continued or self.training.learning_rate
+
+    @property
     def objective(self) -> Objective:
         """What is minimised."""
         return choose_objective(self.training, self.flip_rate)
@@ -152,11 +160,12 @@ def train(
     started = time.monotonic()
     with sigterm_noted() as termination, quiet_renames(), written_to(run.training.metrics_file, report) as shown:
         rows = _rows(run, examples, unpaired)
-        mark = fingerprint(run, rows)
+        contents = from_first(read_contents(run) if is_first() else None)
+        mark = fingerprint(run, rows, contents)
         found = from_first(_continued_from(run, mark) if resume and is_first() else None)
         if is_first():
             checkpoints.discard(run.checkpoints, but=found)
-        trainer = _trainer(run, rows, shown)
+        trainer = _trainer(run, rows, contents, shown)
         trainer.observe(_watch(run, termination, found), mark)
         _check_not_leaving(termination, found)
         trainer.train(resume_from_checkpoint=str(found.path) if found else None)
@@ -180,12 +189,27 @@ def train(
     )
 
 
-def fingerprint(run: DPORun, rows: Sequence[Row]) -> str:
+class Contents(NamedTuple):
+    """What the files are that a training begins with: others may be put in their place while it is down."""
+
+    base: str
+    tokenizer: str
+    parent: str | None
+
+
+def read_contents(run: DPORun) -> Contents:
+    """The weights are read through, which takes seconds where a training takes hours."""
+    parent = sha256_of(run.parent_adapter / ADAPTER_WEIGHTS) if run.parent_adapter else None
+    tokenizer = tokenizer_fingerprint(AutoTokenizer.from_pretrained(run.base_model))
+    return Contents(base_fingerprint(run.base_model), tokenizer, parent)
+
+
+def fingerprint(run: DPORun, rows: Sequence[Row], contents: Contents) -> str:
     """The same for two trainings that give the same weights."""
     training = run.training.model_dump(mode="json", exclude=WITHOUT_EFFECT)
     models = [run.base_model, str(run.parent_adapter), run.reference, run.seed, run.objective.flip_rate]
     libraries = {name: version(name) for name in LIBRARIES}
-    said = canonical_json([models, training, libraries, rows])
+    said = canonical_json([models, list(contents), training, libraries, rows])
     return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -247,7 +271,7 @@ class _ReportCallback(TrainerCallback):  # type: ignore[misc]  # transformers is
         return {"tokens_per_second": (n_tokens - before) / (now - started)} if now > started else {}
 
 
-def _trainer(run: DPORun, rows: Sequence[Row], report: Report) -> Trainer:
+def _trainer(run: DPORun, rows: Sequence[Row], contents: Contents, report: Report) -> Trainer:
     objective = run.objective
     base = load_base(run.base_model, run.training.dtype)
     if run.parent_adapter is None:
@@ -275,11 +299,11 @@ def _trainer(run: DPORun, rows: Sequence[Row], report: Report) -> Trainer:
         _drop_reference(trainer)
     trainer.remove_callback(PrinterCallback)  # Standard output belongs to the command, not to the trainer.
     if objective.family is not Family.UNPAIRED:
-        speed_up(trainer, _speed(run))
+        speed_up(trainer, _speed(run, contents))
     return trainer
 
 
-def _speed(run: DPORun) -> Speed:
+def _speed(run: DPORun, contents: Contents) -> Speed:
     training, is_paired = run.training, run.objective.family is Family.PAIRED
     keeps = training.cache_reference and is_paired
     # The likelihood terms of those without a reference are means over a batch's tokens, which sorting would shift.
@@ -288,7 +312,7 @@ def _speed(run: DPORun) -> Speed:
         bucket_steps=training.bucket_steps if is_sortable else 0,
         share_prompts=training.share_prompts,
         reference_file=run.output_dir / "reference.safetensors" if keeps else None,
-        base_sha=from_first(base_fingerprint(run.base_model) if keeps and is_first() else ""),
+        base_sha=contents.base if keeps else "",
     )
 
 
@@ -304,6 +328,7 @@ def _arguments(run: DPORun, n_rows: int) -> dict[str, Any]:
     n_steps = steps_of(n_rows, training.epochs, training, n_processes())
     return {
         **shared_arguments(training, run.output_dir, n_steps=n_steps, seed=run.seed),
+        "learning_rate": run.learning_rate,
         "beta": run.objective.beta,
         "num_train_epochs": training.epochs,
         "max_length": training.max_length,
@@ -343,24 +368,35 @@ def _rows(run: DPORun, examples: Sequence[TrainingExample], unpaired: Sequence[U
                 "prompt": [for_templates(message) for message in example.prompt],
                 "chosen": [for_templates(example.chosen)],
                 "rejected": [for_templates(example.rejected)],
+                **tools_column(example.tools),
             }
             for example in examples
         ]
-    answers = [(one.prompt, side, side is one.chosen) for one in examples for side in (one.chosen, one.rejected)]
-    answers += [(one.prompt, one.completion, one.label) for one in unpaired]
+    answers = [
+        (one.prompt, side, side is one.chosen, one.tools) for one in examples for side in (one.chosen, one.rejected)
+    ]
+    answers += [(one.prompt, one.completion, one.label, one.tools) for one in unpaired]
     # KTO takes its rows in order and compares each with its neighbours, which must not answer the same prompt.
     random.Random(run.seed).shuffle(answers)
     return [
-        {"prompt": [for_templates(m) for m in prompt], "completion": [for_templates(answer)], "label": label}
-        for prompt, answer, label in answers
+        {
+            "prompt": [for_templates(message) for message in prompt],
+            "completion": [for_templates(answer)],
+            "label": label,
+            **tools_column(tools),
+        }
+        for prompt, answer, label, tools in answers
     ]
+
+
+_KINDS = {"label": Value("bool"), "tools": Value("string")}
 
 
 def _dataset(rows: Sequence[Row]) -> Dataset:
     """Messages as JSON: a table would fill in fields that a message does not have, and templates ask for those."""
-    columns = rows[0] if rows else {"prompt": [], "chosen": [], "rejected": []}
-    kinds = {name: Value("bool") if name == "label" else List(Json()) for name in columns}
-    return Dataset.from_list(list(rows), features=Features(kinds))
+    columns = dict.fromkeys(name for row in rows for name in row) or {"prompt": [], "chosen": [], "rejected": []}
+    kinds = {name: _KINDS.get(name) or List(Json()) for name in columns}
+    return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows], features=Features(kinds))
 
 
 def _export(model: PeftModel, run: DPORun, weights: Mapping[str, Tensor]) -> Path:

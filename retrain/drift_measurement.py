@@ -103,8 +103,8 @@ def _answers(base: str, pairs: Sequence[PreferencePair], max_length: int) -> lis
     encoder = encoder_of(AutoTokenizer.from_pretrained(base))
     found = []
     for pair in pairs:
-        tokens = encoder.conversation([*pair.prompt, pair.chosen])[:max_length]
-        start = common_prefix(encoder.prompt(pair.prompt), tokens)
+        tokens = encoder.conversation([*pair.prompt, pair.chosen], pair.tools)[:max_length]
+        start = common_prefix(encoder.prompt(pair.prompt, pair.tools), tokens)
         if 0 < start < len(tokens):
             found.append(_Answer(tokens, start))
     return found

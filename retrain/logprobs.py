@@ -132,8 +132,8 @@ def _sequences(base: str, pairs: Sequence[PreferencePair], max_length: int) -> l
     encoder = encoder_of(AutoTokenizer.from_pretrained(base))
     found = []
     for pair in pairs:
-        prompt = encoder.prompt(pair.prompt)
+        prompt = encoder.prompt(pair.prompt, pair.tools)
         for answer in (pair.chosen, pair.rejected):
-            tokens = encoder.conversation([*pair.prompt, answer])
+            tokens = encoder.conversation([*pair.prompt, answer], pair.tools)
             found.append(Sequenced(tuple(tokens[:max_length]), min(common_prefix(prompt, tokens), max_length)))
     return found

@@ -88,10 +88,9 @@ def choose_objective(training: TrainingSettings, estimated_flip_rate: float | No
         ConfigurationError: there are not as many weights as losses.
     """
     kind = _KINDS[training.objective]
+    family, losses, usual = kind.family, *_with_sft(kind, training)
     if training.loss_type is not None:
         family, losses, usual = Family.PAIRED, tuple(training.loss_type), (1.0,) * len(training.loss_type)
-    else:
-        family, losses, usual = kind.family, *_with_sft(kind, training)
     weights = usual if training.loss_weights is None else tuple(training.loss_weights)
     if len(weights) != len(losses) or not losses:
         raise ConfigurationError(

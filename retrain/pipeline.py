@@ -16,13 +16,15 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import sqlalchemy as sa
 import structlog
 from transformers import AutoTokenizer
 
@@ -35,7 +37,7 @@ from pawl import clock, registry
 from pawl.clock import Clock
 from pawl.database import Database
 from pawl.engines import Engine, load_verified, unload_everywhere
-from pawl.errors import ConfigurationError, PawlError, RunConflict, StaleWrite
+from pawl.errors import ConfigurationError, PawlError, RunConflict, StaleWrite, UnknownModel, Unreachable
 from pawl.registry import Model, ModelState, Run, RunStatus
 from pawl.settings import MixSettings, Settings
 from retrain import distributed, dpo, preflight
@@ -90,6 +92,9 @@ Forget = Callable[[Path], None]
 THUMBS = "unpaired.jsonl"
 JUDGED_BY_VOTERS = frozenset({Source.CHOICE.value, Source.EDIT.value, Source.REGENERATION.value})
 """Sources of pairs of which every voter looked at both answers; thumbs may be of different people on each side."""
+
+OUT_OF_REACH = (httpx2.HTTPError, ConnectionError, TimeoutError, sa.exc.DBAPIError)
+"""Errors of others that say no more than `Unreachable`."""
 
 LEASE_CHECK_S = 5.0
 """How often a training that goes on asks whether the round is still its own."""
@@ -172,7 +177,7 @@ def run_round(
     unfinished run is resumed, however old it is.
 
     Raises:
-        PawlError: a step failed; the run is marked so and can be resumed.
+        PawlError: a step failed; the run is marked so and can be resumed, unless this was once too often.
     """
     chosen = options or RoundOptions()
     resolve_base(settings, alias)
@@ -252,11 +257,41 @@ class _Round:
         except TrainingInterrupted:
             raise  # Nothing went wrong: the run stays as it is, to be continued at its optimiser step.
         except PawlError as exc:
-            self._record(self.run.step, RunStatus.ERROR, {"error": str(exc)})
+            self._record_failure(str(exc), counts=exc.exit_code != Unreachable.exit_code)
             raise
         except Exception as exc:
-            self._record(self.run.step, RunStatus.ERROR, {"error": f"{type(exc).__name__}: {exc}"})
+            self._record_failure(f"{type(exc).__name__}: {exc}", counts=not isinstance(exc, OUT_OF_REACH))
             raise
+
+    def _record_failure(self, error: str, *, counts: bool) -> None:
+        """What broke is tried again, but not for ever: nothing else would be trained meanwhile.
+
+        Args:
+            counts: not so what was out of reach: it comes back, and says nothing about the round.
+        """
+        before = self.run.detail.get("failures", {})
+        n = (before["n"] if before.get("step") == self.run.step else 0) + int(counts)
+        detail: dict[str, Any] = {"error": error, "failures": {"step": self.run.step, "n": n}}
+        if n < self.retrain.max_failures or not counts:
+            self._record(self.run.step, RunStatus.ERROR, detail)
+            return
+        detail["reason"] = f"given up after {n} failures at {self.run.step}: {error}"
+        detail["model"] = self._manifest_or_nothing("train").get("model")
+        self._record(self.run.step, RunStatus.GIVEN_UP, detail)
+        self._reject_candidate(detail["model"])
+
+    def _manifest_or_nothing(self, step: str) -> Manifest:
+        try:
+            return self._manifest(step)
+        except BadData:  # That may be why the round is given up.
+            return {}
+
+    def _reject_candidate(self, name: str | None) -> None:
+        """The worker takes it out of the engines, once nothing can be under way with it."""
+        still = (ModelState.CANDIDATE,)  # A person may have sent it out after all.
+        with suppress(UnknownModel):
+            if name is not None:
+                registry.set_state(self.database, name, ModelState.REJECTED, now=self.inputs.now(), expected=still)
 
     def _steps(self) -> RunOutcome:
         mined = self._once_alone("mine", self._mine)
@@ -521,8 +556,7 @@ class _Round:
 
     def _reject(self, engines: Sequence[Engine], gate: Manifest) -> RunOutcome:
         name = self._manifest("train")["model"]
-        still = (ModelState.CANDIDATE,)  # A person may have sent it out after all, before a killed round went on.
-        registry.set_state(self.database, name, ModelState.REJECTED, now=self.inputs.now(), expected=still)
+        self._reject_candidate(name)
         if registry.get_model(self.database, name).state == ModelState.REJECTED:
             unload_everywhere(engines, name)
         return self._finish(_STATUS[Verdict(gate["report"]["verdict"])])
@@ -679,8 +713,11 @@ class _Round:
             new_pair_ids=tuple(self._new_pair_ids()),
             gate=report,
             rollout_id=canary.get("rollout_id"),
-            reason=_reason(status, mined, gate, canary),
+            reason=self._why_given_up() or _reason(status, mined, gate, canary),
         )
+
+    def _why_given_up(self) -> str:
+        return str(self.run.detail["reason"]) if self.run.status == RunStatus.GIVEN_UP else ""
 
 
 def _reason(status: RunStatus, mined: Manifest, gate: Manifest, canary: Manifest) -> str:
@@ -703,9 +740,10 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _pair(row: Mapping[str, Any]) -> PreferencePair:
-    tuples = {name: tuple(row[name]) for name in ("prompt", "principals", "models")}
-    return PreferencePair(**{**row, **tuples})
+    names = [name for name in ("prompt", "principals", "models", "tools") if row.get(name) is not None]
+    return PreferencePair(**{**row, **{name: tuple(row[name]) for name in names}})
 
 
 def _example(row: Mapping[str, Any]) -> TrainingExample:
-    return TrainingExample(**{**row, "origin": Origin(row["origin"]), "prompt": tuple(row["prompt"])})
+    lists = {name: tuple(row[name]) for name in ("prompt", "tools") if row.get(name) is not None}
+    return TrainingExample(**{**row, "origin": Origin(row["origin"]), **lists})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
@@ -15,6 +16,8 @@ from transformers import AutoConfig, AutoTokenizer
 from feedback.chat_messages import for_templates
 from feedback.filters.length_bias import measure as measure_bias
 from feedback.interactions import Message
+from feedback.tools import Tool
+from feedback.tools import for_templates as tools_for_templates
 from pawl.settings import PreflightSettings
 from retrain.adapters import base_fingerprint
 from retrain.dataset import TrainingExample, canonical_json
@@ -32,13 +35,19 @@ READ_ALOUD: Final = (
 """What a tokenizer makes of these tells its rules apart where its vocabulary does not."""
 
 
+class Render(Protocol):
+    """Messages, and the functions offered with them, as token ids."""
+
+    def __call__(self, messages: Sequence[Message], tools: Sequence[Tool] | None = None, /) -> Sequence[int]: ...
+
+
 @dataclass(frozen=True)
 class Encoder:
     """The tokenizer's side of it: two ways to render messages as token ids, and the ids that end a turn."""
 
-    prompt: Callable[[Sequence[Message]], Sequence[int]]
+    prompt: Render
     """With the generation prompt, as the engine sees it."""
-    conversation: Callable[[Sequence[Message]], Sequence[int]]
+    conversation: Render
     """Without it, the last message being the assistant's."""
     stop_ids: frozenset[int]
     n_known: int | None = None
@@ -181,17 +190,20 @@ def encoder_of(tokenizer: Any, stop_ids: frozenset[int] = frozenset()) -> Encode
         stop_ids: tokens besides it that end an answer, such as those of the model's generation settings.
     """
 
-    def render(messages: Sequence[Message], *, add_generation_prompt: bool) -> list[int]:
+    def render(
+        messages: Sequence[Message], tools: Sequence[Tool] | None = None, *, add_generation_prompt: bool
+    ) -> list[int]:
         plain = [for_templates(message) for message in messages]
+        offered = {"tools": tools_for_templates(tools)} if tools else {}
         return list(
             tokenizer.apply_chat_template(
-                plain, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True
+                plain, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=True, **offered
             )["input_ids"]
         )
 
     return Encoder(
-        prompt=lambda messages: render(messages, add_generation_prompt=True),
-        conversation=lambda messages: render(messages, add_generation_prompt=False),
+        prompt=partial(render, add_generation_prompt=True),
+        conversation=partial(render, add_generation_prompt=False),
         stop_ids=stop_ids | {tokenizer.eos_token_id},
     )
 
@@ -229,9 +241,9 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _tokenise(example: TrainingExample, encoder: Encoder) -> _Tokenised:
-    prompt = encoder.prompt(example.prompt)
-    with_chosen = encoder.conversation([*example.prompt, example.chosen])
-    with_rejected = encoder.conversation([*example.prompt, example.rejected])
+    prompt = encoder.prompt(example.prompt, example.tools)
+    with_chosen = encoder.conversation([*example.prompt, example.chosen], example.tools)
+    with_rejected = encoder.conversation([*example.prompt, example.rejected], example.tools)
     start = min(common_prefix(prompt, with_chosen), common_prefix(prompt, with_rejected))
     chosen, rejected = with_chosen[start:], with_rejected[start:]
     return _Tokenised(

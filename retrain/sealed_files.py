@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from pawl.errors import BadAdapter
 from retrain.adapters import MANIFEST, sha256_of
 from retrain.steps import write_json
 
+UNFINISHED = ".sealing-"
+"""How the name of a directory begins that is being filled."""
+ABANDONED_S = 3600.0
+"""Nobody fills a directory so long without adding a file to it."""
 PLAIN_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt")
 """Files that are only read, never run. Vocabularies and merges of tokenizers are among them."""
 
@@ -41,7 +46,7 @@ def seal_files(source: Path, parent: Path, kind: str, fields: Mapping[str, Any])
     if final.exists():
         return _same(final, hashes)
     final.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=final.parent, prefix=".sealing-"))
+    work = Path(tempfile.mkdtemp(dir=final.parent, prefix=UNFINISHED))
     for file in hashes:
         shutil.copyfile(source / file, work / file)
         _sync(work / file)
@@ -53,6 +58,14 @@ def seal_files(source: Path, parent: Path, kind: str, fields: Mapping[str, Any])
     work.rename(final)
     sync_directory(final.parent)
     return final
+
+
+def sweep(parent: Path, now: float) -> None:
+    """Remove what processes that were killed left half sealed."""
+    for path in parent.glob(f"{UNFINISHED}*"):
+        with suppress(FileNotFoundError):  # Its process puts it in place at this moment.
+            if path.lstat().st_mtime < now - ABANDONED_S:
+                shutil.rmtree(path)
 
 
 def verify_files(path: Path, kind: str) -> Mapping[str, Any]:

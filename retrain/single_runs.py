@@ -39,7 +39,7 @@ from retrain.errors import BadData, TrainingFailed
 from retrain.fingerprint import take_fingerprint
 from retrain.progress import Report, ignore
 from retrain.prompts import Prompt, distinct
-from retrain.sealed_files import seal_files
+from retrain.sealed_files import seal_files, sweep
 from retrain.steps import Manifest, once
 from retrain.trl_training import Course
 
@@ -167,8 +167,9 @@ def train_reward(place: Place, pairs: Collection[PreferencePair], originals: Seq
     Raises:
         RetrainError: there is nothing to learn from, or no usable weights came out.
     """
-    directory, kept = _frozen(place, Kind.REWARD, pairs)
     settings = place.settings.retrain
+    sweep(settings.reward.rewards_dir, place.now())
+    directory, kept = _frozen(place, Kind.REWARD, pairs)
     fit_originals = trainable(place.base, originals)
     learned, holdout = split(kept, fit_originals, settings.holdout_share, rules_of(place, kept))
     sha = _digest([asdict(one) for one in learned])

@@ -43,6 +43,9 @@ TYPES = {
     "Path": "path",
     "SecretStr": "secret text",
     "list[str]": "list of texts",
+    "list[PairLoss]": "list of texts",
+    "list[Name]": "list of texts",
+    "list[Weight]": "list of numbers",
     "list[int]": "list of whole numbers",
     "list[float]": "list of numbers",
     "tuple[float, float]": "two numbers",
@@ -63,6 +66,7 @@ MEANINGS = {
     "ExperimentSettings.variants": "At least one, names all different, and one weight above 0.",
     "ExperimentSettings.salt": "What users are hashed with: change it to shuffle them. Made from the key without it.",
     "ModelSettings.experiment": "A fixed split; the alias then takes no rollout.",
+    "LayerSettings.name": "Which layer. Its name is what its users are hashed with.",
     "TimeoutSettings.connect_s": "Until a connection to the engine stands.",
     "TimeoutSettings.between_chunks_s": "Between two pieces of a stream.",
     "TimeoutSettings.total_s": "For the whole answer.",
@@ -331,9 +335,9 @@ def render(sections: Mapping[str, Section]) -> str:
     parts = [INTRODUCTION]
     plain: list[Row] = []
     for field in sections["Settings"].fields:
-        if field.annotation in sections:
-            rows = list(rows_of(sections, field.annotation, f"{field.name}."))
-            parts.append(f"## {field.name}\n\n{sections[field.annotation].doc}\n\n{_table(rows)}")
+        if (inner := _bare(field.annotation)) in sections:
+            rows = list(_nested(sections, field, field.name, inner))
+            parts.append(f"## {field.name}\n\n{sections[inner].doc}\n\n{_table(rows)}")
         else:
             plain.append(Row(field.name, _type(field), _default(field), _meaning(field)))
     parts.insert(1, f"## At the top\n\n{_table(plain)}")

@@ -13,6 +13,7 @@ from serving.admin.experiments import add_experiments
 from serving.admin.keys import add_keys
 from serving.admin.models import add_models
 from serving.admin.pairs import add_pairs
+from serving.admin.reports import add_reports
 from serving.admin.rollouts import add_rollouts
 from serving.admin.status import add_status
 
@@ -22,5 +23,5 @@ if TYPE_CHECKING:
 
 def add_admin(app: FastAPI, gateway: Gateway) -> None:
     """The routes of `/admin/v1`."""
-    for add in (add_keys, add_experiments, add_rollouts, add_models, add_pairs, add_status):
+    for add in (add_keys, add_experiments, add_reports, add_rollouts, add_models, add_pairs, add_status):
         add(app, gateway)

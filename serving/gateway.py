@@ -91,7 +91,9 @@ class Gateway:
             erasures=open_watch(database, settings.state_dir, self.secret, self.spool.path, clock=clock),
         )
         self.journal_drain = self._make_journal_drain() if drains_here else None
-        self.routes = RouteTable(serving.models, database, self.spool, poll_s=serving.route_poll_s)
+        self.routes = RouteTable(
+            serving.models, database, self.spool, poll_s=serving.route_poll_s, holdout=serving.holdout
+        )
         self.keys = self._make_keys()
         self.pools: list[EnginePool] = []
         engines = {alias: model.engines for alias, model in serving.models.items()}

@@ -23,7 +23,7 @@ def principal_from(header: bytes, body: Mapping[str, Any], *, key_id: str = "") 
     Raises:
         BadRequest: the name is too long or holds control characters.
     """
-    named = _header_text(header) if header else (body.get("safety_identifier") or body.get("user"))
+    named = header_text(header) if header else (body.get("safety_identifier") or body.get("user"))
     if not named:
         metadata = body.get("metadata")
         named = (metadata.get("user_id") if isinstance(metadata, dict) else None) or ""
@@ -34,8 +34,8 @@ def principal_from(header: bytes, body: Mapping[str, Any], *, key_id: str = "") 
     return Principal(key_id, named)
 
 
-def _header_text(value: bytes) -> str:
-    """A header as its sender meant it: UTF-8 where the bytes are that, so that header and body name the same user."""
+def header_text(value: bytes) -> str:
+    """A header as its sender meant it: UTF-8 where the bytes are that, so that header and body name the same thing."""
     try:
         return value.decode()
     except UnicodeDecodeError:

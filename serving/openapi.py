@@ -311,6 +311,7 @@ def hot_operation(route: str) -> JsonObject:
         "parameters": [
             _header("x-pawl-user", "Who the user is; decides the variant."),
             _header("x-pawl-regenerate-of", "The id of the completion that this one replaces."),
+            _header("x-pawl-variant", "A variant to be shown, for those who may ask (`serving.forced_variants`)."),
         ],
         "requestBody": {
             "required": True,

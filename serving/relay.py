@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from ab_testing.assignment import assign
-from ab_testing.experiment import CONTROL, Route
+from ab_testing.assignment import assign, force
+from ab_testing.experiment import CONTROL
 from feedback.interactions import Status
 from monitoring.metrics import CLIENT_RETRIES, RECORDS_DROPPED, UNKNOWN_MODEL, UPSTREAM_ERRORS, Outcome
 from monitoring.tally import Tally
@@ -40,7 +40,7 @@ from serving.errors import (
     Overloaded,
     UpstreamFailed,
 )
-from serving.identity import credential_of, is_sane, principal_from, unit_of
+from serving.identity import credential_of, header_text, is_sane, principal_from, unit_of
 from serving.keys import ANONYMOUS, ApiKey
 from serving.limits import NO_LIMITS, Limiter
 from serving.replicas import Replica, ReplicaSet, RequestEnd, RetryBudget, conversation_of
@@ -51,6 +51,7 @@ from serving.sse import EventFilter, error_event
 from serving.usage import estimated_tokens, tokens_used
 
 if TYPE_CHECKING:
+    from ab_testing.assignment import Assignment
     from serving.connections import Sent
     from serving.guards.guards import Guards
     from serving.guards.injection import Finding
@@ -59,6 +60,7 @@ log = structlog.get_logger()
 
 ENGINE_PATHS = {route: path.encode() for route, path in HOT_PATHS.items()}
 INFER = "infer"
+ADMIN = "admin"
 SDK_RETRIES = b"x-stainless-retry-count"
 """What OpenAI's and Anthropic's clients say of a request that they send again."""
 MAX_FAILED = 2
@@ -332,12 +334,27 @@ class Relay:
         if header or request.regenerate_of:
             named = header.decode("latin-1") if header else str(request.regenerate_of)
             call.regenerate_of = self._regenerated(named, principal)
-        assignment = self._assignments.of(known, unit) if unit else assign(known, None, random_unit=call.unique)
+        forced = call.headers.get(b"x-pawl-variant")
+        if forced is not None:
+            assignment = self._forced(call, forced)
+        else:
+            assignment = self._assignments.of(known, unit) if unit else assign(known, None, random_unit=call.unique)
         call.assignment = assignment
         call.variant, call.model = assignment.variant, assignment.model
         call.replicas = self._replicas[request.alias]
         call.created_at = self._clock()
         call.suffix = ids.make_completion_suffix(self._secret, call.unique, principal)
+
+    def _forced(self, call: Call, header: bytes) -> Assignment:
+        """The variant that a request asks for by its name, if its sender may."""
+        allowed, key = self._settings.forced_variants, call.key
+        is_admin = allowed.admin_keys and key is not ANONYMOUS and ADMIN in key.scopes
+        if not (is_admin or call.principal.user in allowed.users or key.id in allowed.keys):
+            raise Forbidden("x-pawl-variant is not allowed here: serving.forced_variants", code="variant_not_allowed")
+        assignment = force(call.known, header_text(header))
+        if assignment is None:
+            raise BadRequest("no such variant runs", param="x-pawl-variant", code="variant_not_found")
+        return assignment
 
     def _heed(self, guards: Guards, call: Call, finding: Finding | None) -> None:
         if finding is not None and guards.is_refused(call, finding):
@@ -415,7 +432,7 @@ class Relay:
     def _choose(self, call: Call) -> Replica | None:
         affinity = 0 if call.replicas.is_single else conversation_of(call.request)
         if call.variant != CONTROL and not call.replicas.has_model(call.model, call.tried):
-            call.variant, call.model = CONTROL, control_model_of(call.known)
+            call.variant, call.model = CONTROL, call.known.control_model(call.assignment.experiment)
         return call.replicas.pick(affinity, call.model, call.tried)
 
     def connection_failed(self, call: Call, reason: str) -> None:
@@ -456,7 +473,7 @@ class Relay:
             return
         call.tried = (*call.tried, call.replica)
         self._blame(call, reason)
-        models = (call.model, control_model_of(call.known))
+        models = (call.model, call.known.control_model(call.assignment.experiment))
         can_go_on = any(call.replicas.has_model(model, call.tried) for model in models)
         if len(call.tried) < MAX_FAILED and can_go_on and self._retries.may_retry():
             self._ask(call)
@@ -667,14 +684,6 @@ class Relay:
         self.calls.pop(call.unique, None)
         if self._is_empty is not None and not self.calls:
             self._is_empty.set()
-
-
-def control_model_of(route: Route) -> str:
-    """What is served when the assigned variant cannot be."""
-    for variant in route.experiment.variants if route.experiment else ():
-        if variant.name == CONTROL:
-            return variant.model
-    return route.champion
 
 
 def await_end(call: Call, sent: Sent) -> None:

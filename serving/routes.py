@@ -123,6 +123,7 @@ ROUTES: tuple[RouteSpec, ...] = (
         ("DELETE", "/keys/{key_id}"),
         ("POST", "/keys/{key_id}/rotate"),
         ("GET", "/experiments"),
+        ("GET", "/experiments/{key}/report"),
         ("GET", "/rollouts"),
         ("POST", "/rollouts"),
         ("GET", "/rollouts/{rollout_id}"),

@@ -57,9 +57,12 @@ class FakeVLLM:
         self.seen_headers: list[dict[str, str]] = []
         self.n_running = 0
         self.n_aborted = 0
+        self.n_waiting = 0
+        """What its metrics say waits inside."""
         self.app = Starlette(
             routes=[
                 Route("/health", lambda _: PlainTextResponse("")),
+                Route("/metrics", self.metrics),
                 Route("/v1/models", self.models),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/v1/completions", self.complete, methods=["POST"]),
@@ -78,6 +81,9 @@ class FakeVLLM:
             for name, path in self.adapters.items()
         ]
         return JSONResponse({"object": "list", "data": base + loaded})
+
+    async def metrics(self, _: Request) -> Response:
+        return PlainTextResponse(f'vllm:num_requests_waiting{{engine="0"}} {float(self.n_waiting)}\n')
 
     async def load(self, request: Request) -> Response:
         body = await request.json()

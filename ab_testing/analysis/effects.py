@@ -108,6 +108,20 @@ def stratum_weights(moments: Moments, control: str, treatment: str) -> dict[str,
     return {stratum: size / total for stratum, size in sizes.items()}
 
 
+def user_spread(cell: CellMoments) -> float:
+    """Return the standard deviation of a user's share in a variant's value: sqrt(users x the value's variance).
+
+    Raises:
+        InsufficientData: Fewer than two users, or they do not differ.
+    """
+    if cell.users < 2 or cell.sums[1] <= 0:
+        raise InsufficientData(f"need at least 2 users, got {cell.users}")
+    if _relative_variation(cell) <= _LEAST_VARIATION:
+        raise InsufficientData("the users do not differ")
+    after, _ = _influences(cell)
+    return math.sqrt(_quadratic(after, cell.products, after) * cell.users**2 / (cell.users - 1))
+
+
 def _users(cell: CellMoments | None) -> int:
     return cell.users if cell and cell.sums[1] > 0 else 0
 

@@ -45,6 +45,43 @@ def required_users(design: Design, effect: float, wanted: float = 0.8) -> float:
     return float(optimize.brentq(lambda users: power(design, effect, users) - wanted, 1e-9, high, xtol=1e-9))
 
 
+def required_users_at_any_look(design: Design, effect: float, prior_sd: float, wanted: float = 0.8) -> float:
+    """Return how many users in total let the confidence sequence show `effect` with probability `wanted` by then.
+
+    The price of looking whenever one likes: `required_users` is for one look. The sequence is that of
+    `intervals.confidence_sequence` with many degrees of freedom; it may show the effect sooner, which is not counted.
+
+    Args:
+        design: Of the comparison.
+        effect: The true difference.
+        prior_sd: Of the sequence: half the metric's margin, where it has one.
+        wanted: The power.
+
+    Raises:
+        InsufficientData: No number of users does.
+    """
+    if effect == 0 or not 0 < wanted < 1:
+        raise InsufficientData("no number of users shows an effect of zero, or is certain to show one")
+
+    def missing(users: float) -> float:
+        error = _std_error(design, users)
+        reach = _sequence_reach(error, prior_sd, design.alpha)
+        return (
+            float(special.ndtr((abs(effect) - reach) / error) + special.ndtr(-(abs(effect) + reach) / error)) - wanted
+        )
+
+    high = 4.0
+    while missing(high) < 0:
+        high *= 2
+    return float(optimize.brentq(missing, high / 2 if high > 4 else 1e-9, high, xtol=1e-9))
+
+
+def _sequence_reach(error: float, prior_sd: float, alpha: float) -> float:
+    """Half the width of the normal mixture: log E = log(r)/2 + t^2 (1 - r)/2 solved at E = 1/alpha."""
+    shrinkage = error**2 / (error**2 + prior_sd**2)
+    return error * math.sqrt((2 * math.log(1 / alpha) - math.log(shrinkage)) / (1 - shrinkage))
+
+
 def detectable_effect(design: Design, users: float, wanted: float = 0.8) -> float:
     """Return the smallest effect that `users` in total show with probability `wanted`."""
     unit = _std_error(design, users)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from ab_testing.analysis.corrections import Correction, corrected
 from ab_testing.analysis.errors import AnalysisError, InvalidTable
 from ab_testing.analysis.metric_effects import Variants, moments_effect, quantile_effect
 from ab_testing.analysis.metrics import Metric, check_names
+from ab_testing.analysis.moments import CellMoments
 from ab_testing.analysis.quantiles import ClusteredQuantile, clustered_quantile
 from ab_testing.analysis.report import Effect, Report
 from ab_testing.analysis.tables import Table, read_labels, read_units
@@ -83,6 +85,27 @@ def analyse(
     if columns.segment:
         effects += _segment_effects(totals, metrics, variants, columns, alpha, now)
     return Report(alpha, correction, tuple(_with_corrected_p_values(effects, correction)))
+
+
+def whole_moments(
+    table: Table, metrics: Sequence[Metric], *, columns: Columns = DEFAULT_COLUMNS
+) -> dict[str, CellMoments]:
+    """Return each metric's moments of everybody, all variants together: what is known before an experiment.
+
+    A metric that no user has a value of is left out, and so are quantiles, which need the rows.
+
+    Raises:
+        InvalidTable: see `analyse`; also if some user is in several variants.
+    """
+    totals = _read(table, columns)
+    found = {}
+    for metric in metrics:
+        moments = None if metric.kind == "quantile" else totals.moments(metric)
+        if moments and moments.crossings:
+            raise InvalidTable("users in several variants cannot be counted as one group")
+        if moments and moments.cells:
+            found[metric.name] = reduce(CellMoments.merge, moments.cells.values())
+    return found
 
 
 def _read(table: Table, columns: Columns) -> UserTotals:

@@ -82,6 +82,9 @@ class UserTotals:
     layout: Layout
     rows: BoolArray | None = None
     """Rows of the table that the layout is about; None means all."""
+    whole: UserTotals | None = None
+    """With the rows that have no value of the metric. What a user did before stands on any of them: left out with
+    the row, it would depend on what came of the row."""
     _totals: dict[tuple[str, float | None], FloatArray] = field(default_factory=dict)
 
     def moments(self, metric: Metric) -> Moments:
@@ -116,16 +119,19 @@ class UserTotals:
         is_known = ~np.isnan(self.numbers(metric.numerator))
         if metric.denominator is not None:
             is_known &= ~np.isnan(self.numbers(metric.denominator))
-        return self.restricted(is_known)
+        complete = self.restricted(is_known)
+        complete.whole = self
+        return complete
 
     def _columns(self, metric: Metric) -> tuple[FloatArray, ...]:
         x, n = self._numerator(metric), self._denominator(metric)
         if metric.covariate is None:
             return x, n
-        before = self._total(metric.covariate, is_optional=True)
+        whole = self.whole or self
+        before = whole._total(metric.covariate, is_optional=True)
         if metric.covariate_denominator is not None:
-            return x, n, before, self._total(metric.covariate_denominator, is_optional=True)
-        is_known = self._counted(~np.isnan(self.numbers(metric.covariate))) > 0
+            return x, n, before, whole._total(metric.covariate_denominator, is_optional=True)
+        is_known = whole._counted(~np.isnan(whole.numbers(metric.covariate))) > 0
         return x, n, before, is_known.astype(np.float64)
 
     def _numerator(self, metric: Metric) -> FloatArray:

@@ -27,7 +27,9 @@ class SensitiveTexts:
     def are_in(self, pair: PreferencePair) -> bool:
         """Whether any text of the pair that is looked at holds what is looked for."""
         prompt = (message for message in pair.prompt if message.get("role") not in self._skipped_roles)
-        return any(self._is_in(message) for message in (*prompt, pair.chosen, pair.rejected))
+        # Tools are what an application writes, as the messages of those roles are.
+        tools = () if self._skipped_roles else pair.tools or ()
+        return any(self._is_in(each) for each in (*prompt, pair.chosen, pair.rejected, *tools))
 
     def _is_in(self, message: Message) -> bool:
         return any(self._are_in_value(value) for value in message.values())

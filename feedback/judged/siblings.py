@@ -137,10 +137,10 @@ def _sendable(
     if not given:
         return ()
     prompt = given[0].served.prompt or ()
-    if problem := _problem(prompt):
+    if problem := why_not_sent(prompt):
         left_out(problem, len(given))
         return ()
-    problems = [_consent(one, opted_out) or _problem((one.served.completion or {},)) for one in given]
+    problems = [_consent(one, opted_out) or why_not_sent((one.served.completion or {},)) for one in given]
     for problem, n in sorted(Counter(filter(None, problems)).items()):
         left_out(problem, n)
     return [one for one, problem in zip(given, problems, strict=True) if problem is None]
@@ -150,8 +150,11 @@ def _consent(one: Usable, opted_out: frozenset[str]) -> str | None:
     return None if opted_out.isdisjoint({one.asker, one.served.user_id or one.asker}) else "opted_out"
 
 
-def _problem(messages: Sequence[Message]) -> str | None:
-    """Why messages go to no judge. Looked for whatever the filters of training are set to: what is sent is out."""
+def why_not_sent(messages: Sequence[Message]) -> str | None:
+    """Why messages go to no judge; None if they may.
+
+    Looked for whatever the filters of training are set to: what is sent is out.
+    """
     if any(find_credential(text) for message in messages for text in all_texts(message)):
         return "secret"
     told = (message for message in messages if message.get("role") not in OPERATORS)

@@ -10,6 +10,7 @@ import structlog
 from ab_testing.rollout_orders import end_rollout
 from ab_testing.rollout_store import newest_rollout, running_rollout
 from ab_testing.route_store import load_route
+from ab_testing.shadow_store import running_shadow
 from monitoring.metrics import ADAPTER_CHANGES, ADAPTERS_MISSING
 from pawl import leases, registry
 from pawl.clock import Clock
@@ -85,16 +86,22 @@ class AdapterKeeper:
         self._settled.add(rollout.id)
 
     def _is_still_unwanted(self, name: str) -> bool:
-        found = registry.get_model(self._database, name)
-        return is_rested(found, self._clock(), drain_s(self._settings.serving))
+        found, at = registry.get_model(self._database, name), self._clock()
+        is_being_asked = leases.holding(self._database, asking_lease(name), at) is not None
+        return is_rested(found, at, drain_s(self._settings.serving)) and not is_being_asked
+
+
+def asking_lease(model: str) -> str:
+    """Of whoever evaluates a model that may not be wanted any more: it stays loaded meanwhile."""
+    return f"asking/{model}"
 
 
 def desired_of(database: Database, serving: ServingSettings, alias: str, now: float) -> Desired:
     """What an alias's replicas should serve and no longer serve.
 
-    Wanted is whatever may be asked for: champion, challenger, the last champion (kept for a way back), what the route
-    or a running rollout names, and the newest candidate that has passed its gate and waits. A candidate that is just
-    being evaluated is neither: its round loads it, and takes it out again.
+    Wanted is whatever may be asked for: champion, challenger, the last champion (kept for a way back), what the route,
+    a running rollout or a running shadow run names, and the newest candidate that has passed its gate and waits. A
+    candidate that is just being evaluated is neither: its round loads it, and takes it out again.
     """
     models = registry.list_models(database, alias)
     names = _named_by_routes(database, serving.models[alias], alias) | _waiting(database, models)
@@ -130,13 +137,14 @@ def is_rested(model: Model, now: float, rest_s: float) -> bool:
 
 def _named_by_routes(database: Database, served: ModelSettings, alias: str) -> set[str]:
     named = {served.champion}
-    if served.experiment is not None:
-        named |= {variant.model for variant in served.experiment.variants}
+    named |= {variant.model for split in served.splits for variant in split.variants}
     if (route := load_route(database, alias)) is not None:
         named |= {route.champion}
-        named |= {variant.model for variant in route.experiment.variants} if route.experiment else set()
+        named |= {variant.model for experiment in route.experiments for variant in experiment.variants}
     if (running := running_rollout(database, alias)) is not None:
         named |= {running.champion, running.candidate}
+    if (shadow := running_shadow(database, alias)) is not None:
+        named |= {shadow.champion, shadow.candidate}
     if (promotion := newest_rollout(database, alias, status="promoted")) is not None:
         named |= {promotion.champion}
     return named

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import structlog
 
 from ab_testing.rollout_store import running_rollout
+from ab_testing.shadow_store import running_shadow
 from pawl.cli.selecting import counts_shown
 from pawl.clock import now
 from pawl.database import Database
@@ -29,12 +30,13 @@ def decide_now(database: Database, settings: Settings, alias: str, n_new: int, l
     """
     last = max((run.created_at for run in list_runs(database, alias)), default=None)
     unfinished, rollout = unfinished_run(database, alias), running_rollout(database, alias)
+    open_trial = rollout or running_shadow(database, alias)
     facts = Facts(
         n_new=n_new,
         left_out=counts_shown(left_out),
         hours_since_last=None if last is None else (now() - last) / 3600,
         unfinished_run=unfinished.id if unfinished else None,
-        open_rollout=rollout.id if rollout else None,
+        open_rollout=open_trial.id if open_trial else None,
         alarms=alarms_now(settings.retrain.alarms, alias),
     )
     return decide(facts, needs_of(settings.retrain))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,19 +26,27 @@ from pawl.errors import ConfigurationError, NegativeVerdict
 from pawl.settings import Settings
 
 if TYPE_CHECKING:
-    from ab_testing.analysis.metrics import Metric
-    from ab_testing.analysis.report import Report
     from ab_testing.experiment import Variant
-    from ab_testing.experiment_table import Table
 
 SHOWN = (
     "metric", "segment", "treatment", "control_value", "treatment_value", "estimate", "ci_lower", "ci_upper",
     "cs_lower", "cs_upper", "verdict", "notes",
 )  # fmt: skip
 
+PLANNED = (
+    "metric", "role", "value", "effect", "users", "users_at_any_look", "days", "detectable", "reason",
+)  # fmt: skip
+
 ModelOption = Annotated[str | None, typer.Option("--model", help="The model alias; needed when there are several.")]
 
 experiment = typer.Typer(no_args_is_help=True, help="Experiments: fixed splits and canaries.")
+
+
+class Allocation(StrEnum):
+    """How users are given to variants."""
+
+    HASH = "hash"
+    SLOTS = "slots"
 
 
 class Segment(StrEnum):
@@ -59,32 +68,65 @@ def start(
         typer.Option("--variant", metavar="NAME=MODEL:WEIGHT", help="Two or more; `control` is compared with."),
     ],
     model: ModelOption = None,
+    layer: Annotated[
+        str | None, typer.Option("--layer", help="Splits that share a layer, of whatever alias, never share a user.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option("--share", help="Of all users; the others see the champion and are not analysed.")
+    ] = 1.0,
+    allocation: Annotated[
+        Allocation, typer.Option("--allocation", help="`slots` if one variant alone is to give up traffic later.")
+    ] = Allocation.HASH,
 ) -> None:
-    """Divide an alias's users between models. Weights are on any scale; nobody changes sides while it runs."""
-    from ab_testing.split_orders import start_split
+    """Divide an alias's users between models. Weights are on any scale; nobody changes sides while they stay."""
+    from ab_testing.split_orders import Placement, start_split
 
     settings = current_settings()
     alias = chosen_alias(settings, model)
     parsed = [parse_variant(text) for text in variants]
+    place = Placement(layer, share, allocation.value)
     with current_database(settings) as database:
-        start_split(database, settings, alias, key, parsed, actor=operator(), clock=now)
-    typer.echo(f"{key}: {alias} is split between {', '.join(variant.name for variant in parsed)}")
+        route = start_split(database, settings, alias, key, parsed, actor=operator(), clock=now, place=place)
+    (started,) = [each for each in route.experiments if each.key == key]
+    where = f", {started.layer.share:g} of all users, layer {started.layer.name}" if started.layer else ""
+    typer.echo(f"{key}: {alias} is split between {', '.join(variant.name for variant in parsed)}{where}")
+
+
+@experiment.command("weigh")
+def weigh(
+    weights: Annotated[
+        list[str], typer.Option("--weight", metavar="NAME=WEIGHT", help="Variants not named keep theirs.")
+    ],
+    key: Annotated[str | None, typer.Argument(help="Which; needed when several run.")] = None,
+    model: ModelOption = None,
+) -> None:
+    """Move a split's weights: its next phase. As few users as possible change sides."""
+    from ab_testing.split_orders import weigh_split
+
+    settings = current_settings()
+    alias = chosen_alias(settings, model)
+    parsed = dict(parse_weight(text) for text in weights)
+    with current_database(settings) as database:
+        route = weigh_split(database, alias, key, parsed, actor=operator(), clock=now)
+    for each in route.experiments:
+        if key in (None, each.key):
+            shares = ", ".join(f"{variant.name} {variant.weight:g}" for variant in each.variants)
+            typer.echo(f"{each.key}: phase {each.phase}: {shares}")
 
 
 @experiment.command("stop")
 def stop(
-    key: Annotated[str | None, typer.Argument(help="Which; whatever runs without it.")] = None,
+    key: Annotated[str | None, typer.Argument(help="Which; needed when several run.")] = None,
     model: ModelOption = None,
 ) -> None:
-    """End a fixed split: everybody gets the champion again."""
+    """End a fixed split: its users get the champion again."""
     from ab_testing.split_orders import stop_split
 
     settings = current_settings()
     alias = chosen_alias(settings, model)
     with current_database(settings) as database:
-        before = stop_split(database, alias, key, actor=operator(), clock=now)
-    ended = before.experiment.key if before.experiment else ""
-    typer.echo(f"{ended}: {alias} answers with {before.champion} again")
+        route, ended = stop_split(database, alias, key, actor=operator(), clock=now)
+    typer.echo(f"{ended.key}: {alias} answers with {route.champion} again")
 
 
 def parse_variant(text: str) -> Variant:
@@ -108,10 +150,29 @@ def parse_variant(text: str) -> Variant:
     return Variant(name, model, share)
 
 
+def parse_weight(text: str) -> tuple[str, float]:
+    """
+    >>> parse_weight("treatment=20")
+    ('treatment', 20.0)
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    name, _, weight = text.rpartition("=")
+    try:
+        share = float(weight)
+    except ValueError:
+        share = -1.0
+    if not name or not 0 <= share < inf:
+        raise ConfigurationError(f"--weight {text!r} must read NAME=WEIGHT, the weight a number >= 0")
+    return name, share
+
+
 @experiment.command("report")
 def report(
     key: Annotated[
-        str | None, typer.Argument(metavar="EXPERIMENT", help="A rollout's id or a split's key, else what runs now.")
+        str | None,
+        typer.Argument(metavar="EXPERIMENT", help="A rollout's id or a split's key, else the one that runs."),
     ] = None,
     model: ModelOption = None,
     control: Annotated[str, typer.Option("--control", help="The variant to compare with.")] = "control",
@@ -123,57 +184,105 @@ def report(
     as_json: JsonFlag = False,
 ) -> None:
     """Every metric's effect with its interval. It informs: canaries are decided by evidence of their own."""
-    from ab_testing.built_in_metrics import built_in
-    from ab_testing.experiment_table import read_experiment, users_of
-    from ab_testing.report_page import page
+    from ab_testing.experiment_report import Wanted, report_experiment
 
     settings = current_settings()
     with current_database(settings) as database:
         name = key or running_experiment(database, settings, model)
-        table = read_experiment(database, name, now=now(), return_days=return_days)
-    users = users_of(table)
-    require_control(users, control, name)
-    is_ramp = len(set(table["phase"].tolist())) > 1
-    found = analysed(table, built_in(is_ramp=is_ramp), control, by, is_ramp=is_ramp)
+        segment = by.value if by else None
+        wanted = Wanted(name, control, segment, return_days, settings.rollout.maturity_s)
+        found = report_experiment(database, wanted, now=now())
     if html:
-        facts = {f"users of {variant}": n for variant, n in users.items()}
-        write_page(html, page(found, title=f"Experiment {name}", facts=facts))
+        write_page(html, found.to_html())
     if as_json:
-        print_json({"experiment": name, "users": users, "alpha": found.alpha, "effects": found.rows()})
-    else:
-        print_rows([_shown(row) for row in found.rows()], as_json=False, columns=SHOWN)
+        print_json(found.to_json())
+        return
+    for warning in found.warnings():
+        typer.echo(f"pawl: {warning}", err=True)
+    print_rows([_shown(row) for row in found.report.rows()], as_json=False, columns=SHOWN)
+
+
+@experiment.command("plan")
+def plan(
+    model: ModelOption = None,
+    days: Annotated[
+        float, typer.Option("--days", min=0.01, help="Of the past, to learn traffic and rates from.")
+    ] = 7.0,
+    horizon_days: Annotated[float, typer.Option("--horizon-days", min=0.01, help="How long a split may run.")] = 14.0,
+    users_per_hour: Annotated[
+        float | None, typer.Option("--users-per-hour", min=0.001, help="Instead of what was measured.")
+    ] = None,
+    rate: Annotated[
+        list[str] | None,
+        typer.Option("--rate", metavar="METRIC=SHARE", help="A metric's value now, instead of what was measured."),
+    ] = None,
+    effect: Annotated[
+        list[str] | None,
+        typer.Option("--effect", metavar="METRIC=CHANGE", help="What a split should show; else the metric's margin."),
+    ] = None,
+    times: Annotated[
+        float, typer.Option("--times", min=1.01, help="How many times as common a canary makes each harm.")
+    ] = 4.0,
+    share: Annotated[float, typer.Option("--share", min=0.001, max=0.999, help="Of a split's treatment.")] = 0.5,
+    power: Annotated[float, typer.Option("--power", min=0.06, max=0.999, help="To be had of a split.")] = 0.8,
+    as_json: JsonFlag = False,
+) -> None:
+    """Before a launch: how soon a canary would be stopped, and how many users a split needs, at your traffic."""
+    from ab_testing.plan import Question
+    from ab_testing.planning import plan_experiment, sentences
+
+    settings = current_settings()
+    alias = chosen_alias(settings, model)
+    with current_database(settings) as database:
+        question = Question(
+            users_per_hour=users_per_hour,
+            treatment_share=share,
+            power=power,
+            horizon_hours=horizon_days * 24,
+            rates=parse_numbers("--rate", rate or []),
+            effects=parse_numbers("--effect", effect or []),
+            times=times,
+        )
+        found = plan_experiment(database, settings.rollout, alias, question, days=days, now=now())
+    if as_json:
+        print_json(found.to_json())
+        return
+    for line in sentences(found):
+        typer.echo(line)
+    print_rows([_shown(row) for row in found.split_rows()], as_json=False, columns=PLANNED)
+
+
+def parse_numbers(option: str, texts: Sequence[str]) -> dict[str, float]:
+    """
+    >>> parse_numbers("--rate", ["toxicity=0.005"])
+    {'toxicity': 0.005}
+
+    Raises:
+        ConfigurationError: one is not written so.
+    """
+    found = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            raise ConfigurationError(f"{option} {text!r} must read METRIC=NUMBER") from None
+    return found
 
 
 def running_experiment(database: Database, settings: Settings, model: str | None) -> str:
     """The key of the experiment that an alias is in now.
 
     Raises:
-        NegativeVerdict: it is in none.
+        NegativeVerdict: it is in none, or in several.
     """
     alias = chosen_alias(settings, model)
-    running = current_route(database, settings, alias).experiment
-    if running is None:
+    running = [each.key for each in current_route(database, settings, alias).experiments]
+    if not running:
         raise NegativeVerdict(f"{alias} is in no experiment now; name one: `pawl rollout status` lists canaries")
-    return running.key
-
-
-def require_control(users: Mapping[str, int], control: str, name: str) -> None:
-    """
-    Raises:
-        NegativeVerdict: there is nothing to compare with.
-    """
-    if control not in users:
-        found = ", ".join(f"{n} of {variant!r}" for variant, n in users.items()) or "none at all"
-        raise NegativeVerdict(f"{name} has no analysed users of {control!r} (--control); it has {found}")
-
-
-def analysed(table: Table, metrics: Sequence[Metric], control: str, by: Segment | None, *, is_ramp: bool) -> Report:
-    """The report on a table of `read_experiment`."""
-    from ab_testing.analysis.table_analysis import Columns, analyse
-
-    stratum = "phase" if is_ramp and by is not Segment.PHASE else None
-    columns = Columns(stratum=stratum, segment=by.value if by else None, created_at="created_at")
-    return analyse(table, metrics, columns=columns, control=control)
+    if len(running) > 1:
+        raise NegativeVerdict(f"{alias} has {' and '.join(running)} running: name one")
+    return running[0]
 
 
 def write_page(path: Path, text: str) -> None:
@@ -190,4 +299,4 @@ def write_page(path: Path, text: str) -> None:
 def _shown(row: Mapping[str, object]) -> dict[str, object]:
     """With as many digits as people read."""
     short = {name: format(value, ".4g") if isinstance(value, float) else value for name, value in row.items()}
-    return {**short, "notes": row["reason"] or row["notes"]}
+    return {**short, "notes": row.get("reason") or row.get("notes")}

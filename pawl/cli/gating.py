@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import structlog
 import typer
 
+from pawl import leases
+from pawl.cli.adapter_keeper import asking_lease, desired_of
 from pawl.cli.context import JsonFlag, current_database, current_settings, print_fields
+from pawl.clock import now
+from pawl.database import Database
 from pawl.engines import Engine, load_verified
 from pawl.errors import NegativeVerdict
 from pawl.registry import Run, get_run
-from pawl.settings import Settings
+from pawl.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:
-    from retrain.evaluation import Contender
+    from retrain.evaluation import EvaluationPlan
     from retrain.measurements import Measurements
 
 log = structlog.get_logger()
@@ -41,9 +45,10 @@ def gate(
     settings = current_settings()
     with current_database(settings) as database:
         run = get_run(database, run_id)
-    directory = settings.retrain.runs_dir.absolute() / run.id
+        directory = settings.retrain.runs_dir.absolute() / run.id
+        measurements = _measured(database, settings, run, directory, again=evaluate)
     recorded = run.detail.get("gate")
-    report = judged(settings, directory, _measured(settings, run, directory, again=evaluate)) or recorded
+    report = judged(settings, directory, measurements) or recorded
     if report is None:
         raise NegativeVerdict(f"run {run_id} has not reached the gate: it is {run.status.value} at {run.step}")
     if as_json:
@@ -87,9 +92,9 @@ def judged(settings: Settings, directory: Path, measurements: Measurements | Non
     return {**report_as_dict(report), "page": str(page) if page else None}
 
 
-def _measured(settings: Settings, run: Run, directory: Path, *, again: bool) -> Measurements | None:
+def _measured(database: Database, settings: Settings, run: Run, directory: Path, *, again: bool) -> Measurements | None:
     if again:
-        return measure_again(settings, run, directory)
+        return measure_again(database, settings, run, directory)
     if not directory.is_dir():
         return None
     from retrain.gate_report import read_measurements
@@ -97,11 +102,11 @@ def _measured(settings: Settings, run: Run, directory: Path, *, again: bool) -> 
     return read_measurements(directory)
 
 
-def measure_again(settings: Settings, run: Run, directory: Path) -> Measurements:
+def measure_again(database: Database, settings: Settings, run: Run, directory: Path) -> Measurements:
     """Compare the run's candidate with its parent anew, on the first engine of its alias.
 
     Raises:
-        NegativeVerdict: the run has trained nothing yet, or its directory is not here.
+        NegativeVerdict: the run has trained nothing yet, its directory is not here, or somebody else is just doing so.
         PawlError: something could not be measured.
     """
     from pawl.cli.learning import toxicity_scorer
@@ -115,19 +120,40 @@ def measure_again(settings: Settings, run: Run, directory: Path) -> Measurements
     base = resolve_base(settings, run.alias)
     holdout = read_holdout(directory)
     plan = plan_of(settings, run.alias, base, contenders, holdout)
-    rank = settings.engine.max_lora_rank
-    with _served(plan.engine_url, contenders, base[1], rank), scratch_for_benchmarks() as scratch:
+    with _served(database, settings, plan), scratch_for_benchmarks() as scratch:
         return examine(settings, plan, holdout, toxicity_scorer(settings), scratch).measurements
 
 
 @contextmanager
-def _served(url: str, contenders: Sequence[Contender], base: str, max_rank: int) -> Iterator[None]:
-    """Both models on one engine; what was not there before is taken out again."""
-    with closing(Engine(url)) as engine, ExitStack() as stack:
+def _served(database: Database, settings: Settings, plan: EvaluationPlan) -> Iterator[None]:
+    """Both models on one engine; what was not there before is taken out again, unless it came to be wanted meanwhile.
+
+    Whoever else would take one of them out, the worker or another evaluation, sees that they are being asked.
+
+    Raises:
+        NegativeVerdict: another evaluation has one of them.
+    """
+    adapters = [(one.name, one.adapter) for one in (plan.parent, plan.candidate) if one.adapter is not None]
+    rank, ttl_s, holder = settings.engine.max_lora_rank, settings.worker.lease_s, leases.this_process()
+    with closing(Engine(plan.engine_url)) as engine, ExitStack() as stack:
+        for name, _ in sorted(adapters):  # In one order everywhere: of two evaluations one gets both.
+            stack.enter_context(leases.held(database, asking_lease(name), holder, ttl_s=ttl_s, clock=now))
         before = engine.served()
-        adapters = [(one.name, one.adapter) for one in contenders if one.adapter is not None]
         for name, path in adapters:
             if name not in before:  # Noted before it is loaded: what proves to be something else is there, too.
-                stack.callback(engine.unload, name)
-            load_verified([engine], name, path, base, max_rank=max_rank)
+                stack.callback(_unload_unless_wanted, database, settings, engine, name)
+            load_verified([engine], name, path, plan.base_served, max_rank=rank)
         yield
+
+
+def _unload_unless_wanted(database: Database, settings: Settings, engine: Engine, name: str) -> None:
+    """A rollout may have begun on it, or it was promoted."""
+    serving = settings.serving
+    aliases = [alias for alias, served in serving.models.items() if engine.url in _addresses(served)]
+    wanted = {one.name for alias in aliases for one in desired_of(database, serving, alias, now()).wanted}
+    if name not in wanted:
+        engine.unload(name)
+
+
+def _addresses(served: ModelSettings) -> set[str]:
+    return {url.rstrip("/") for url in served.engines}

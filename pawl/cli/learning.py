@@ -28,7 +28,7 @@ from pawl.cli.selecting import select_mined, select_stored, select_thumbs
 from pawl.clock import now
 from pawl.database import Database
 from pawl.errors import NegativeVerdict
-from pawl.registry import Run, get_run, lineage, list_runs
+from pawl.registry import Run, RunStatus, get_run, lineage, list_runs
 from pawl.round_checks import add_check, count_skips, newest_check
 from pawl.round_due import Code, Decision
 from pawl.schedule import next_moment
@@ -92,7 +92,7 @@ def retrain_run(
         options = options_for(database, alias, decision, cycle, force=force)
         outcome = train_and_judge(database, settings, alias, mined, options, report)
     print_outcome(outcome, as_json=as_json)
-    if outcome.status.value in ("failed", "cannot_tell"):
+    if outcome.status.value in ("failed", "cannot_tell", "given_up"):
         raise NegativeVerdict(f"run {outcome.run_id}: {outcome.reason}")
 
 
@@ -239,9 +239,24 @@ def canary_opener(database: Database, settings: Settings, alias: str) -> OpenCan
         if route is not None and route.experiment is not None:
             split = route.experiment.key
             raise CanaryTaken(f"{alias} is split by the experiment {split}; promote {candidate} when it has ended")
+        if settings.rollout.shadow.share:
+            raise CanaryTaken(begin_in_shadow(database, settings, alias, candidate))
         return open_rollout(database, settings, alias, candidate, actor="retrain", clock=now)
 
     return open_canary
+
+
+def begin_in_shadow(database: Database, settings: Settings, alias: str, candidate: str) -> str:
+    """Have a candidate answer in the dark before its canary; why there is no canary yet. Safe to repeat."""
+    from ab_testing.shadow_orders import start_shadow
+    from ab_testing.shadow_store import newest_shadow, running_shadow
+
+    known = newest_shadow(database, alias, candidate=candidate)
+    if known is None:
+        if (running := running_shadow(database, alias)) is not None:
+            return f"{alias} has a running shadow run: {running.id}; promote {candidate} when it is over"
+        known = start_shadow(database, settings, alias, candidate, actor="retrain", clock=now, is_ramp=True)
+    return f"the shadow run {known.id} comes first ({known.status})"
 
 
 def forgetter(settings: Settings, database: Database) -> Forget:
@@ -277,11 +292,20 @@ def status_of(database: Database, settings: Settings, alias: str) -> dict[str, A
     fields |= {"why_not_due": None if decision.is_due else decision.reason}
     fields |= {"next_scheduled": next_scheduled(settings.retrain, now())}
     fields |= {"run": newest.id, "status": newest.status.value, "step": newest.step} if newest else {"run": None}
+    fields |= {"run_failed": why_failed(newest) if newest else None}
     left_out = newest.detail.get("left_out", {}) if newest else {}
     fields |= {"run_left_out": {name: n for name, n in left_out.items() if n}}
     checked = newest_check(database, alias)
     said = {"at": moment_shown(checked.at), "due": checked.is_due, "reason": checked.reason} if checked else None
     return fields | {"last_check": said, "skips": dict(count_skips(database, alias))}
+
+
+def why_failed(run: Run) -> str | None:
+    """What a round broke on, if it did: why it was given up, or why it waits to be tried again."""
+    if run.status == RunStatus.GIVEN_UP:
+        return str(run.detail.get("reason"))
+    failures = run.detail.get("failures", {}).get("n", 0)
+    return f"{run.detail.get('error')} (failures in a row: {failures})" if run.status == RunStatus.ERROR else None
 
 
 def next_scheduled(settings: RetrainSettings, at: float) -> str | None:

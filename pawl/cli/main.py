@@ -12,7 +12,21 @@ import sqlalchemy as sa
 import typer
 
 from ab_testing.errors import ABTestingError
-from pawl.cli import data, doctor, erase, experiments, gating, keys, learning, models, rollouts, servers, training
+from pawl.cli import (
+    data,
+    doctor,
+    erase,
+    experiments,
+    gating,
+    keys,
+    learning,
+    models,
+    rollouts,
+    servers,
+    shadows,
+    training,
+    webhooks,
+)
 from pawl.cli.context import remember_config
 from pawl.errors import ConfigurationError, PawlError, Unreachable
 
@@ -31,6 +45,8 @@ training.register(learning.retrain)
 gating.register(app)
 models.register(app)
 rollouts.register(app)
+shadows.register(rollouts.rollout)
+webhooks.register(app)
 experiments.register(app)
 doctor.register(app)
 

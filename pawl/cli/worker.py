@@ -32,6 +32,7 @@ from monitoring.metrics import (
     RETRAIN_RUNS,
     RETRAIN_SKIPS,
     ROLLBACKS,
+    ROLLOUT_BLIND,
     ROLLOUT_STATE,
 )
 from monitoring.score_api import Score, ScoreServer, SharedScorer
@@ -41,7 +42,9 @@ from pawl import leases, registry
 from pawl.cli.adapter_keeper import KEEP_S, AdapterKeeper
 from pawl.cli.erasing import eraser_of
 from pawl.cli.lexicon import load_lexicon
+from pawl.cli.notifying import WebhookKeeper
 from pawl.cli.scheduled_rounds import ScheduledRounds
+from pawl.cli.shadowing import ShadowKeeper
 from pawl.clock import now
 from pawl.database import Database
 from pawl.errors import ConfigurationError, PawlError
@@ -55,6 +58,8 @@ log = structlog.get_logger()
 SCORER_RETRY_S = 60.0
 METRICS_S = 5.0
 SCHEDULE_S = 15.0
+SHADOW_S = 1.0
+WEBHOOKS_S = 2.0
 ERASURES_S = 30.0
 ERASURE_LEASE_S = 60.0
 
@@ -71,6 +76,8 @@ class Worker:
         self._scorer: SharedScorer | None = None
         self._scoring: ScoringDuty | None = None
         self._rounds = ScheduledRounds(settings.retrain, database, now)
+        self._shadows = ShadowKeeper(settings, database, self._holder)
+        self._webhooks = WebhookKeeper(settings, database, self._holder)
         self._runs_seen: Counter[str] = Counter()
         self._skips_seen: Counter[str] = Counter()
         self._pairs_seen: Counter[str] = Counter()
@@ -96,6 +103,8 @@ class Worker:
             self._every(settings.poll_s, "scoring", self.score),
             self._every(self._settings.rollout.tick_s, "rollouts", self.tick_rollouts),
             self._every(KEEP_S, "adapters", self.reload_adapters),
+            self._every(SHADOW_S, "shadow", self.mirror),
+            self._every(WEBHOOKS_S, "webhooks", self._webhooks.look),
             self._every(METRICS_S, "metrics", self.show_learning),
             self._every(SCHEDULE_S, "schedule", self.start_rounds),
             self._every(ERASURES_S, "erasures", self.finish_erasures),
@@ -135,19 +144,28 @@ class Worker:
             except ScorerUnavailable as exc:
                 log.error("scorer_absent", reason=str(exc))
                 return SCORER_RETRY_S
-        while self._scoring.run_once() and not self._is_stopping.is_set():
-            pass
+        while not self._is_stopping.is_set():
+            if not self._scoring.run_once() and not self._shadows.score(self._scoring):
+                break
         return None
 
     def tick_rollouts(self) -> None:
         """Look at every rollout whose lease this worker has or gets."""
         ttl_s = max(self._settings.worker.lease_s, 3 * self._settings.rollout.tick_s)
         for alias in self._settings.serving.models:
-            with surviving("rollouts", alias=alias):
+            with surviving("rollouts", alias=alias), saying_blind(alias):
                 epoch = leases.acquire(self._database, f"rollout/{alias}", self._holder, ttl_s=ttl_s, now=now())
                 if epoch is not None:
                     fenced = leases.FencedDatabase(self._database, f"rollout/{alias}", epoch)
                     controller_of(fenced, now).tick(alias, epoch=epoch)
+
+    def mirror(self) -> float | None:
+        """Ask the candidates of shadow runs what the champions have answered; at once again while there is more."""
+        is_more = False
+        for alias in self._settings.serving.models:
+            with surviving("shadow", alias=alias):
+                is_more |= self._shadows.look(alias)
+        return 0.0 if is_more else None
 
     def reload_adapters(self) -> None:
         """Every engine has every adapter that may be asked for; vLLM forgets them when it restarts."""
@@ -221,6 +239,8 @@ class Worker:
             for alias in self._settings.serving.models:
                 leases.release(self._database, f"rollout/{alias}", self._holder)
             leases.release(self._database, "retention", self._holder)
+            self._shadows.release()
+            self._webhooks.release()
             self._adapters.release()
         except sa.exc.SQLAlchemyError as exc:
             log.warning("leases_kept", reason=type(exc).__name__)
@@ -232,6 +252,18 @@ def retrained(settings: Settings) -> list[str]:
 
 
 VERDICTS = {"passed": "pass", "failed": "fail", "cannot_tell": "cannot_tell"}
+
+
+@contextmanager
+def saying_blind(alias: str) -> Iterator[None]:
+    """Tell whether the database answers a look at the rollouts: if not, nothing is decided and no weight moves."""
+    try:
+        yield
+    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError):
+        ROLLOUT_BLIND.labels(model=alias).set(1)
+        log.warning("rollout_weights_hold", alias=alias, reason="the database does not answer")
+        raise
+    ROLLOUT_BLIND.labels(model=alias).set(0)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import FastAPI, Query, Response
 from pydantic import BaseModel
 
-from ab_testing.assignment import assign
-from ab_testing.experiment import Route
+from ab_testing.assignment_story import explain
+from ab_testing.experiment import Experiment, Route
 from pawl.ids import Principal
 from serving.admin.answers import TAG, as_json
 from serving.errors import NotFound
@@ -27,6 +27,20 @@ class VariantView(BaseModel):
     weight: float
 
 
+class RunningView(BaseModel):
+    """An experiment, and which users it has."""
+
+    key: str
+    phase: int
+    is_canary: bool
+    variants: list[VariantView]
+    layer: str | None
+    """Experiments that share one never share a user."""
+    share: float
+    """Of all users that are not held out."""
+    allocation: str
+
+
 class ExperimentView(BaseModel):
     """What an alias's traffic does at this gateway now."""
 
@@ -35,6 +49,9 @@ class ExperimentView(BaseModel):
     route_version: int
     experiment: str | None
     variants: list[VariantView]
+    """Of `experiment`, the first of those that run."""
+    experiments: list[RunningView]
+    holdout_share: float
 
 
 class ExperimentList(BaseModel):
@@ -55,6 +72,12 @@ class AssignmentView(BaseModel):
     probability: float
     is_analysed: bool
     phase: int
+    place: str
+    layer: str | None
+    layer_slot: int | None
+    slot: int | None
+    steps: list[str]
+    """What led to it, in words."""
 
 
 def add_experiments(app: FastAPI, gateway: Gateway) -> None:
@@ -74,8 +97,9 @@ def add_experiments(app: FastAPI, gateway: Gateway) -> None:
     ) -> Response:
         """Which variant a user sees."""
         route = route_in_force(gateway, model)
-        assigned = assign(route, unit_of(Principal(key, user)))
-        return as_json({"user": user, "alias": route.alias, "route_version": route.version, **assigned._asdict()})
+        found = explain(route, unit_of(Principal(key, user)) or user)._asdict()
+        assigned = found.pop("assignment")._asdict()
+        return as_json({"user": user, "alias": route.alias, "route_version": route.version, **assigned, **found})
 
 
 def route_in_force(gateway: Gateway, alias: str) -> Route:
@@ -92,11 +116,26 @@ def route_in_force(gateway: Gateway, alias: str) -> Route:
 
 def describe_route(route: Route) -> dict[str, Any]:
     """Without the salt, by which anybody could compute assignments."""
-    variants = route.experiment.variants if route.experiment else ()
+    running = [describe_experiment(experiment) for experiment in route.experiments]
     return {
         "alias": route.alias,
         "champion": route.champion,
         "route_version": route.version,
         "experiment": route.experiment.key if route.experiment else None,
-        "variants": [{"name": v.name, "model": v.model, "weight": v.weight} for v in variants],
+        "variants": running[0]["variants"] if running else [],
+        "experiments": running,
+        "holdout_share": route.holdout.share if route.holdout else 0.0,
+    }
+
+
+def describe_experiment(experiment: Experiment) -> dict[str, Any]:
+    """Which users it has, and how they are divided."""
+    return {
+        "key": experiment.key,
+        "phase": experiment.phase,
+        "is_canary": experiment.is_canary,
+        "variants": [variant.to_json() for variant in experiment.variants],
+        "layer": experiment.layer.name if experiment.layer else None,
+        "share": experiment.layer.share if experiment.layer else 1.0,
+        "allocation": "slots" if experiment.slots else "hash",
     }

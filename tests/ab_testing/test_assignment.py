@@ -1,19 +1,35 @@
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
+from math import sqrt
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ab_testing.assignment import assign, assign_variant, treatment_probability
+from ab_testing.assignment import (
+    Assignment,
+    assign,
+    assign_variant,
+    force,
+    is_held_out,
+    layer_slot,
+    slot_of,
+    split_variant,
+    treatment_probability,
+)
 from ab_testing.errors import InvalidExperiment, InvalidUnit
-from ab_testing.experiment import Experiment, Route, Variant, canary_experiment
+from ab_testing.experiment import Experiment, Holdout, LayerRange, Route, Variant, canary_experiment, reweighed
+from ab_testing.slot_table import new_table
 
+SPLIT = (Variant("a", "m0", 1), Variant("b", "m1", 1))
+HELD_OUT = Holdout(0.1, "salt")
 WEIGHTS = {"control": 0.5, "treatment": 0.3, "other": 0.2}
 UNITS = [f"user-{number}" for number in range(20_000)]
+THREE = Experiment("three", "three", tuple(Variant(name, name, weight) for name, weight in WEIGHTS.items()))
 STEPS = (0.01, 0.1, 0.5)
 
 names = st.text(max_size=12)
@@ -139,6 +155,121 @@ def test_nobody_is_served_but_not_analysed() -> None:
 def test_without_an_experiment_everyone_gets_the_champion() -> None:
     assignment = assign(Route("assistant", 1, "m0"), None)
     assert (assignment.experiment, assignment.model, assignment.is_analysed) == (None, "m0", False)
+
+
+@pytest.mark.parametrize(
+    ("unit", "in_layer", "slot", "is_out"),
+    [
+        ("ada", 2322, 7399, False),
+        ("grace", 5965, 9145, False),
+        ("user-1", 8791, 5815, True),
+        ("user-2", 4540, 4521, False),
+        ("Zoë", 5280, 595, True),
+        ("\ud800", 3879, 7190, True),
+    ],
+)
+def test_slots_and_hold_outs_never_change_from_release_to_release(
+    unit: str, in_layer: int, slot: int, is_out: bool
+) -> None:
+    seen = (layer_slot("checkout", unit), slot_of("salt", unit), is_held_out(HELD_OUT, unit))
+    assert seen == (in_layer, slot, is_out)
+
+
+def layered(key: str, start: int, end: int, layer: str = "checkout") -> Experiment:
+    return Experiment(key, f"{key}-salt", SPLIT, layer=LayerRange(layer, start, end))
+
+
+def test_experiments_of_one_layer_never_share_a_unit() -> None:
+    here = Route("assistant", 1, "m0", layered("one", 0, 3000), (layered("two", 3000, 4000),))
+    there = Route("helper", 1, "m0", layered("three", 4000, 10000))
+    seen = Counter((assign(here, unit).experiment, assign(there, unit).experiment) for unit in UNITS[:8000])
+    shares = {("one", None): 0.3, ("two", None): 0.1, (None, "three"): 0.6}
+    assert set(seen) == set(shares)
+    expected = [share * 8000 for share in shares.values()]
+    assert stats.chisquare([seen[pair] for pair in shares], expected).pvalue > 0.001
+
+
+def test_those_outside_see_the_champion_and_are_not_analysed() -> None:
+    route = Route("assistant", 1, "m0", layered("one", 0, 3000))
+    outside = [a for a in (assign(route, unit) for unit in UNITS[:200]) if a.experiment is None]
+    assert outside
+    assert set(outside) == {Assignment(None, "control", "m0", 1.0, False, 0)}
+
+
+def test_layers_are_independent_of_each_other_and_of_the_variants() -> None:
+    one = Route("assistant", 1, "m0", layered("one", 0, 5000))
+    two = Route("helper", 1, "m0", layered("two", 0, 5000, "search"))
+    seen = [(assign(one, unit), assign(two, unit)) for unit in UNITS]
+    layers = Counter((a.experiment or "", b.experiment or "") for a, b in seen)
+    variants = Counter((a.variant, b.variant) for a, b in seen if a.experiment and b.experiment)
+    for counts, names in ((layers, (("one", ""), ("two", ""))), (variants, (("a", "b"), ("a", "b")))):
+        rows = [[counts[first, second] for second in names[1]] for first in names[0]]
+        assert stats.chi2_contingency(rows).pvalue > 0.001
+
+
+def test_whoever_is_held_out_sees_the_champion_whatever_runs() -> None:
+    out = [unit for unit in UNITS if is_held_out(HELD_OUT, unit)]
+    assert stats.binomtest(len(out), len(UNITS), HELD_OUT.share).pvalue > 0.001
+    for route in (Route("assistant", 1, "m0"), canary(0.5), Route("assistant", 1, "m0", layered("one", 0, 9000))):
+        held = replace(route, holdout=HELD_OUT)
+        assert {assign(held, unit) for unit in out} == {Assignment("holdout", "holdout", "m0", 0.1, False, 0)}
+        assert all(assign(held, unit) == assign(route, unit) for unit in UNITS[:300] if unit not in out)
+
+
+def test_a_hold_out_only_grows_and_is_drawn_on_its_own() -> None:
+    grown = replace(HELD_OUT, share=0.2)
+    assert all(is_held_out(grown, unit) for unit in UNITS if is_held_out(HELD_OUT, unit))
+    table = Counter((is_held_out(HELD_OUT, unit), assign(canary(0.5), unit).variant) for unit in UNITS)
+    rows = [[table[is_out, variant] for variant in ("control", "treatment")] for is_out in (True, False)]
+    assert stats.chi2_contingency(rows).pvalue > 0.001
+
+
+def test_nobody_is_held_out() -> None:
+    """A hold-out is of users: whoever has no name is drawn anew each time and belongs to no group."""
+    held = replace(canary(0.5), holdout=Holdout(0.999, "salt"))
+    assert assign(held, None, random_unit="ada").experiment == "r7"
+
+
+def test_a_forced_variant_is_served_and_never_analysed() -> None:
+    assert force(canary(0.1), "treatment") == Assignment("r7", "treatment", "m1", 1.0, False, 0)
+    several = Route("assistant", 1, "m0", layered("one", 0, 3000), (layered("two", 3000, 4000),))
+    named = [force(several, name) for name in ("b", "one/b", "two/b")]
+    assert [found and found.experiment for found in named] == ["one", "one", "two"]
+    slashed = Route("assistant", 1, "m0", Experiment("tone/2", "salt", (Variant("a/b", "m1", 1),)))
+    assert force(slashed, "tone/2/a/b") == force(slashed, "a/b") is not None
+    assert force(several, "c") is force(several, "three/b") is force(Route("assistant", 1, "m0"), "control") is None
+
+
+def test_a_split_with_slots_follows_its_table() -> None:
+    table = (("a", 2500), ("b", 10000))
+    route = Route("assistant", 1, "m0", Experiment("ramp", "salt", SPLIT, slots=table))
+    for unit in UNITS[:500]:
+        assert assign(route, unit).variant == ("a" if slot_of("salt", unit) < 2500 else "b")
+
+
+def test_the_probability_of_a_split_with_slots_is_what_its_table_gives() -> None:
+    """Not the weight's: 0.00014 is one slot and not 1.4, which many users would show as a mismatch."""
+    variants = (Variant("a", "m0", 0.99986), Variant("b", "m1", 0.00014))
+    split = Experiment("ramp", "salt", variants, slots=new_table({each.name: each.weight for each in variants}))
+    likely = {found.variant: found.probability for found in (assign(Route("x", 1, "m0", split), u) for u in UNITS)}
+    assert likely == {"a": 0.9999, "b": 0.0001}
+
+
+def test_a_ramp_from_one_donor_moves_only_its_users_to_the_receiver() -> None:
+    variants = (Variant("a", "m0", 50), Variant("b", "m1", 50), Variant("c", "m2", 0))
+    before = Experiment("ramp", "salt", variants, slots=new_table({"a": 50, "b": 50, "c": 0}))
+    after = reweighed(before, {"a": 40, "c": 10})
+    moves = Counter((split_variant(before, unit).name, split_variant(after, unit).name) for unit in UNITS)
+    assert set(moves) == {("a", "a"), ("b", "b"), ("a", "c")}
+    assert stats.binomtest(moves["a", "c"], len(UNITS), 0.1).pvalue > 0.001
+
+
+def test_shares_of_100_000_units_are_within_three_standard_deviations() -> None:
+    """`python -m bench.assignment` looks at a million."""
+    n = 100_000
+    counts = Counter(split_variant(THREE, f"u{number}").name for number in range(n))
+    for name, share in WEIGHTS.items():
+        assert abs(counts[name] - n * share) < 3 * sqrt(n * share * (1 - share))
 
 
 def test_every_process_gives_the_same_answer() -> None:

@@ -194,7 +194,7 @@ def test_a_wrong_split_holds_and_freezes_the_evidence() -> None:
     quiet = [user._replace(values={"thumbs_down": 0.0, "toxic": 0.0}) for user in users * 2]
     state = observe(at_step(1), CONFIG, quiet)
     decision = decide(state, CONFIG, 100.0, HEALTHY)
-    assert (decision.verdict, decision.cause, decision.weight) == ("hold", "srm", 0.1)
+    assert (decision.verdict, decision.cause, decision.weight) == ("hold", "srm_scored", 0.1)
     held = apply(state, CONFIG, decision, 100.0)
     assert observe(held, CONFIG, crowd(BAD, 100, step=1)) == held
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from ab_testing.controller import canary_config, start_rollout
+from ab_testing.controller import start_rollout
+from ab_testing.errors import InvalidOutcome
 from ab_testing.experiment import Route
+from ab_testing.rollout_rules import canary_config
 from ab_testing.rollout_store import (
     Rollout,
     count_rollbacks,
@@ -19,11 +25,13 @@ from ab_testing.rollout_store import (
     running_rollout,
 )
 from ab_testing.route_store import write_route
-from feedback.store import save_scores
+from ab_testing.sightings import NO_DATA_S
+from feedback.store import Score, save_scores
 from pawl.errors import ConfigurationError, NegativeVerdict, StaleWrite
-from pawl.settings import RolloutSettings
+from pawl.schema import rollouts
+from pawl.settings import RolloutMetricSettings, RolloutSettings
 from tests.ab_testing.world import ALIAS, BASE, CANDIDATE, SETTINGS, START, World
-from tests.pawl.records import harmless, save, served
+from tests.pawl.records import harmless, interaction_id, save, save_with_scores, served
 
 
 def weight(world: World) -> float | None:
@@ -49,7 +57,8 @@ def test_a_good_candidate_goes_all_the_way_by_its_own_evidence(world: World) -> 
     assert [record.actor for record in records] == ["controller"] * len(records)
     assert all(record.reason and record.evidence["harm_needed"] == 20 for record in records)
     assert get_rollout(world.database, rollout.id).state.status == "promoted"
-    assert world.controller().tick(ALIAS, epoch=1) is None
+    assert world.tick().decision.reason.startswith("Watched after promotion")
+    assert list_decisions(world.database, rollout.id) == records
 
 
 def test_every_analysed_user_is_counted_once_over_all_ticks(world: World) -> None:
@@ -275,3 +284,153 @@ def test_what_cannot_be_rolled_out_is_refused_as_configuration() -> None:
 def test_the_champion_is_no_candidate(world: World) -> None:
     with pytest.raises(ConfigurationError, match="champion"):
         world.start(BASE)
+
+
+def tell(world: World, n_users: int, variant: str, **changes: Any) -> None:
+    """So many users of one variant come in the last second, whatever the route says, and are scored as harmless."""
+    rollout = running_rollout(world.database, ALIAS)
+    assert rollout is not None
+    share = 0.10 / 0.60 if variant == "treatment" else 0.50 / 0.60
+    known = {"experiment": rollout.id, "is_analysed": True, "phase": 1, "probability": share, "created_at": world.now}
+    numbers = range(world.n_users, world.n_users + n_users)
+    sides = {"assigned_variant": variant, "served_variant": variant}
+    asked = [served(number, **{"unit_id": f"user-{number}"} | known | sides | changes) for number in numbers]
+    save_with_scores(world.database, asked)
+    world.n_users += n_users
+
+
+def at_ten_percent(world: World) -> Rollout:
+    rollout = world.start()
+    world.controller().act(ALIAS, "advance", "to see it sooner", actor="operator:eve", epoch=1)
+    return rollout
+
+
+@pytest.mark.parametrize("variant", ["control", "treatment"])
+def test_users_of_one_side_only_never_advance_a_canary(world: World, variant: str) -> None:
+    at_ten_percent(world)
+    for _ in range(3):
+        tell(world, 200, variant)
+        world.now += SETTINGS.min_dwell_s + SETTINGS.maturity_s
+        decision = world.tick().decision
+        assert decision.verdict == "hold"
+        assert decision.cause == "srm_assigned"
+    assert weight(world) == 0.10
+
+
+def test_no_user_at_all_never_advances_a_canary(world: World) -> None:
+    at_ten_percent(world)
+    verdicts = []
+    for _ in range(4):
+        world.now += NO_DATA_S / 2
+        verdicts.append(world.tick().decision.verdict)
+    assert verdicts == ["continue", "hold", "hold", "hold"]
+    tell(world, 1, "control")
+    resumed = world.tick()
+    assert (resumed.decision.verdict, resumed.rollout.state.held_reason) == ("continue", None)
+    assert weight(world) == 0.10
+
+
+def test_records_that_stopped_coming_never_advance_a_canary(world: World) -> None:
+    """Evidence for the next step is there, and nobody has come since: stale, or a clock that jumped ahead."""
+    world.start()
+    world.visit(1000, {BASE: 0.6, CANDIDATE: 0.05})
+    world.now += 10 * 86_400.0
+    assert world.tick().decision.cause == "missing_data"
+    assert weight(world) == 0.01
+
+
+def test_a_clock_that_went_back_never_advances_a_canary(world: World) -> None:
+    world.start()
+    world.visit(1000, {BASE: 0.6, CANDIDATE: 0.05})
+    world.now -= 3000.0
+    tick = world.tick()
+    assert (tick.decision.cause, tick.n_new_users) == ("missing_data", 0)
+    world.now += 3000.0
+    assert world.tick().decision.verdict == "advance"
+
+
+def as_betting_1_wrote_it(world: World) -> None:
+    """Take out of the running rollout what the first version of the statistics did not know."""
+    with world.database.write() as connection:
+        row = connection.execute(sa.select(rollouts.c.config, rollouts.c.state)).one()
+        config, state = json.loads(row.config), json.loads(row.state)
+        for known, new in (
+            (config, ("watch_s", "bake_s", "needs_approval", "max_silence_s")),
+            (state, ("reading", "watch")),
+            (state["canary"], ("assigned", "baked_from", "seen_at", "seen")),
+            *((metric, ("threshold", "counts_events")) for metric in config["metrics"]),
+            *((metric, ("events",)) for metric in state["canary"]["metrics"].values()),
+            *((metric["certify"], ("treatment_count",)) for metric in state["canary"]["metrics"].values()),
+        ):
+            for name in new:
+                del known[name]
+        connection.execute(rollouts.update().values(config=json.dumps(config), state=json.dumps(state)))
+
+
+def test_a_rollout_of_an_older_version_goes_on_to_its_end(world: World) -> None:
+    world.start()
+    world.visit(400, {BASE: 0.6, CANDIDATE: 0.05})
+    before = world.tick().rollout.state
+    as_betting_1_wrote_it(world)
+    ends = []
+    for _ in range(8):
+        world.visit(1000, {BASE: 0.6, CANDIDATE: 0.05})
+        ends.append(world.tick())
+        if ends[-1].rollout.state.is_final:
+            break
+    counted = [
+        sum(count.control + count.treatment for count in state.phases) for state in (before, ends[0].rollout.state)
+    ]
+    assert counted[1] == counted[0] + ends[0].n_new_users
+    assert sum(count.control + count.treatment for count in ends[0].rollout.state.assigned) == counted[1]
+    assert ends[-1].decision.verdict == "promote"
+    assert world.controller().tick(ALIAS, epoch=1) is None
+
+
+def test_a_probability_that_cannot_be_stops_the_controller_and_not_the_champion(world: World) -> None:
+    at_ten_percent(world)
+    tell(world, 3, "treatment", probability=0.0)
+    world.now += SETTINGS.min_dwell_s + SETTINGS.maturity_s
+    with pytest.raises(InvalidOutcome):
+        world.tick()
+    assert weight(world) == 0.10
+
+
+def test_answers_of_no_known_length_or_speed_certify_nothing(world: World) -> None:
+    slow = RolloutMetricSettings(name="slow_answers", margin=0.2, weight=0.5, threshold=1000.0)
+    down = RolloutMetricSettings(name="thumbs_down", margin=0.2, weight=0.5, role="primary")
+    world.settings = SETTINGS.model_copy(update={"metrics": [down, slow], "steps": [0.1], "min_users": [2]})
+    rollout = world.start()
+    if world.database.is_sqlite:  # It keeps no NaN.
+        return
+    tell(world, 20, "treatment", phase=0, latency_ms=math.nan)
+    tell(world, 100, "control", phase=0, latency_ms=math.nan)
+    world.now += SETTINGS.min_dwell_s + SETTINGS.maturity_s
+    tick = world.tick()
+    assert tick.decision.verdict == "continue"
+    assert "slow_answers" in tick.decision.reason
+    assert get_rollout(world.database, rollout.id).state.metrics["slow_answers"].treatment_count == 0
+
+
+def test_a_toxic_answer_counts_before_its_user_has_matured(world: World) -> None:
+    at_ten_percent(world)
+    for number in range(5):
+        tell(world, 1, "treatment")
+        score = Score(interaction_id(10_000 + number), 0.9, True, "comply", False, "test", world.now)
+        late = served(
+            10_000 + number,
+            created_at=world.now,
+            unit_id=f"user-{number}",
+            experiment=get_rollout(world.database, list_rollouts(world.database)[0].id).id,
+            assigned_variant="treatment",
+            served_variant="treatment",
+            is_analysed=True,
+            probability=0.10 / 0.60,
+            phase=1,
+        )
+        save(world.database, [late])
+        save_scores(world.database, [score])
+    world.now += 1
+    tick = world.tick()
+    assert tick.n_new_users == 0
+    assert (tick.decision.verdict, tick.decision.metric) == ("roll_back", "toxicity")

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.error_rates import SCENARIOS, Scenario, run_scenario
+from bench.ab_whole_canaries import SCENARIOS, Scenario, run_scenario
 
 _MISTAKES = [scenario for scenario in SCENARIOS if scenario.error is not None]
 _VERDICTS = [scenario for scenario in SCENARIOS if scenario.error is None]

@@ -9,7 +9,8 @@ import pytest
 
 from ab_testing.analysis import Columns, analyse
 from ab_testing.built_in_metrics import EXPERIMENT_COLUMNS, built_in
-from ab_testing.experiment_table import DAY_S, Table, read_experiment, users_of
+from ab_testing.experiment_report import Wanted, report_experiment
+from ab_testing.experiment_table import DAY_S, PAST_DAYS, Table, read_experiment, users_of
 from feedback.interactions import Interaction, Status
 from feedback.store import Score, save_scores
 from pawl.database import Database
@@ -126,6 +127,56 @@ def test_who_returns_is_known_once_everybody_had_the_time(database: Database) ->
     assert row(table, 0.0)["returned"] == 1
     assert row(table, 2 * DAY_S)["tenure"] == "first week"
     assert row(table, 60.0)["tenure"] == "first day"
+
+
+def test_what_users_did_before_takes_noise_away(database: Database) -> None:
+    """What somebody clicked and waited for before the experiment stands on the first row, and nowhere else."""
+    began = PAST_DAYS * DAY_S
+    outside: dict[str, Any] = {"experiment": None, "is_analysed": False}
+    past = [
+        shown(1, "ann", created_at=began - 60.0, latency_ms=2000.0, **outside),
+        shown(2, "ann", created_at=began - 50.0, latency_ms=1000.0, completion_tokens=None, **outside),
+        shown(3, "ann", created_at=began - 40.0, status=Status.UPSTREAM_ERROR, **outside),
+        shown(4, "ann", created_at=-10.0, **outside),
+        shown(5, "bob", created_at=began - 30.0, alias="other", **outside),
+    ]
+    now = [shown(10 + n, "ann" if n < 2 else "bob", created_at=began + n) for n in range(4)]
+    thumbs = [
+        feedback(interaction_id(1), "thumbs", "up", created_at=began - 59.0),
+        feedback(interaction_id(2), "thumbs", "up", created_at=began - 49.0),
+        feedback(interaction_id(2), "thumbs", "down", created_at=began - 48.0),
+        feedback(interaction_id(1), "thumbs", "down", created_at=began + 1.0),
+    ]
+    save(database, [*past, *now], thumbs)
+    table = read_experiment(database, KEY, now=FOREVER)
+    ann, bob = row(table, began), row(table, began + 2)
+    sums = {name: ann[name] for name in ann if name.startswith("before_")}
+    assert sums == {
+        "before_answers": 2.0, "before_tokens": 20.0, "before_latency_s": 3.0, "before_ttft_s": 0.2,
+        "before_thumbs_up": 1.0, "before_thumbs_down": 1.0,
+    }  # fmt: skip
+    assert np.isnan(bob["before_answers"])
+    assert np.isnan(table["before_answers"][1:]).all()
+
+
+def test_a_report_uses_the_past(database: Database) -> None:
+    rng = np.random.default_rng(3)
+    habits, began = rng.integers(1, 6, 160), 1000.0
+    rows: list[Interaction] = []
+    for user, habit in enumerate(habits.tolist()):
+        name = f"user {user}"
+        rows += [shown(len(rows) + n, name, experiment=None, is_analysed=False, created_at=10.0) for n in range(habit)]
+        n_now = max(1, habit + int(rng.integers(-1, 2)))
+        start = len(rows)
+        variant = ("control", "treatment")[user % 2]
+        rows += [shown(start + n, name, variant, probability=0.5, created_at=began + user) for n in range(n_now)]
+    save(database, rows, [])
+    found = report_experiment(database, Wanted(KEY), now=FOREVER)
+    effect = found.report.effect("answers_per_user")
+    assert effect.method == "cuped"
+    assert (effect.variance_reduction or 0) > 0.4
+    assert found.users == {"control": 80, "treatment": 80}
+    assert found.warnings() == []
 
 
 @pytest.mark.parametrize("is_ramp", [False, True])

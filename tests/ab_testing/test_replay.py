@@ -6,16 +6,26 @@ import json
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ab_testing import rollout_store
-from ab_testing.canary import Health
-from ab_testing.canary_state import UserOutcome
+from ab_testing.canary import Decision, Health
+from ab_testing.canary_state import PhaseCount, UserEvent, UserOutcome
 from ab_testing.replay import NOBODY, Inputs, Replayed, replay
-from ab_testing.rollout_store import CONTROLLER, DecisionRecord, decision_inputs, get_rollout, list_decisions
+from ab_testing.rollout_store import (
+    CONTROLLER,
+    DecisionRecord,
+    decision_inputs,
+    get_rollout,
+    list_decisions,
+    save_progress,
+)
+from ab_testing.watch import Window
 from pawl.audit import latest_events
 from pawl.database import Database
+from pawl.schema import rollouts
 from tests.ab_testing.world import ALIAS, BASE, CANDIDATE, World
 
 
@@ -124,6 +134,30 @@ def test_a_hold_that_goes_on_leaves_one_line_in_the_audit_trail(world: World) ->
     assert [record.actor for record in list_decisions(world.database, rollout.id)][1:] == [CONTROLLER] * 3
 
 
+def test_a_hold_for_another_reason_is_told_of(world: World) -> None:
+    rollout = world.start()
+    world.visit(50, {BASE: 0.1, CANDIDATE: 0.1}, are_scored=False)
+    assert world.tick().decision.cause == "missing_data"
+    before = get_rollout(world.database, rollout.id)
+    world.now += 1
+    approval = Decision("hold", 0.01, "waits for approval", "approval")
+    after = replace(before, state=replace(before.state, held_reason="approval"), updated_at=world.now)
+    save_progress(world.database, before, after, approval, None, actor=CONTROLLER, epoch=1)
+    assert [event.action for event in latest_events(world.database, subject=rollout.id)] == [
+        "rollout.hold",
+        "rollout.hold",
+        "rollout.start",
+    ]
+
+
+def test_no_name_of_a_user_stays_with_a_rollout_that_is_over(world: World) -> None:
+    rollout = world.start()
+    until_it_is_over(world, {BASE: 0.05, CANDIDATE: 0.9})
+    with world.database.read() as connection:
+        kept = connection.execute(sa.select(rollouts.c.state).where(rollouts.c.id == rollout.id)).scalar_one()
+    assert "user-" not in kept
+
+
 shares = st.floats(0.001, 0.999)
 outcomes = st.builds(
     UserOutcome,
@@ -134,13 +168,32 @@ outcomes = st.builds(
     phase=st.integers(0, 3),
 )
 
+events = st.builds(
+    UserEvent,
+    metric=st.sampled_from(["toxicity", "harmful_compliance"]),
+    unit=st.just(NOBODY),
+    is_treatment=st.booleans(),
+    treatment_probability=shares,
+    phase=st.integers(0, 3),
+)
+counts = st.builds(PhaseCount, st.integers(0, 3), shares, st.integers(0, 99), st.integers(0, 99))
+windows = st.builds(Window, st.floats(0, 9), st.lists(st.floats(0, 1), max_size=3).map(tuple))
+
 
 @given(
     st.builds(
         Inputs,
         st.builds(Health, st.integers(0, 99), st.integers(0, 9), missing=st.lists(st.text(max_size=5)).map(tuple)),
         st.lists(outcomes, max_size=5).map(tuple),
+        st.lists(events, max_size=3).map(tuple),
+        st.lists(counts, max_size=3).map(tuple),
+        st.lists(windows, max_size=3).map(tuple),
     )
 )
 def test_inputs_survive_being_kept(inputs: Inputs) -> None:
     assert Inputs.from_json(json.loads(json.dumps(inputs.to_json()))) == inputs
+
+
+def test_inputs_that_an_older_version_kept_are_still_read() -> None:
+    kept = Inputs(Health()).to_json()
+    assert Inputs.from_json({"health": kept["health"], "outcomes": []}) == Inputs(Health())

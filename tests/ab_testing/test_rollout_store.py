@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from ab_testing.canary import Decision, launch, override
-from ab_testing.controller import canary_config, route_of
+from ab_testing.controller import route_of
 from ab_testing.experiment import Route
+from ab_testing.rollout_rules import canary_config
 from ab_testing.rollout_store import (
     Rollout,
     get_rollout,
@@ -23,6 +26,7 @@ from ab_testing.route_store import load_route, load_routes, write_route
 from pawl.audit import AuditEvent, latest_events
 from pawl.database import Database
 from pawl.errors import NegativeVerdict, StaleWrite
+from pawl.schema import rollouts
 from pawl.settings import RolloutSettings
 
 CONFIG = canary_config(RolloutSettings())
@@ -46,6 +50,15 @@ def test_a_rollout_and_its_route_come_back_as_they_were(database: Database) -> N
     assert running_rollout(database, "assistant") == ROLLOUT
     route = load_route(database, "assistant")
     assert route == replace(route_of(ROLLOUT, NO_ROUTE, salt="salt"), version=1)
+
+
+def test_a_rollout_that_an_older_version_began_goes_on(database: Database) -> None:
+    opened(database)
+    with database.write() as connection:
+        state = json.loads(connection.execute(sa.select(rollouts.c.state)).scalar_one())
+        del state["reading"], state["watch"]
+        connection.execute(rollouts.update().values(state=json.dumps(state)))
+    assert get_rollout(database, "ro_1") == ROLLOUT
 
 
 def test_the_newest_rollout_comes_first_and_an_alias_keeps_to_its_own(database: Database) -> None:

@@ -43,6 +43,7 @@ class World:
     n_users: int = 0
     ended: list[tuple[Rollout, Decision]] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
+    settings: RolloutSettings = SETTINGS
 
     def controller(self, clock: Callable[[], float] | None = None) -> Controller:
         on_end = lambda rollout, decision: self.ended.append((rollout, decision))  # noqa: E731
@@ -50,7 +51,7 @@ class World:
 
     def start(self, candidate: str = CANDIDATE, *, epoch: int = 1) -> Rollout:
         route = self.route() or Route(ALIAS, 0, BASE)
-        return start_rollout(self.database, SETTINGS, route, candidate, now=self.now, epoch=epoch)
+        return start_rollout(self.database, self.settings, route, candidate, now=self.now, epoch=epoch)
 
     def route(self) -> Route | None:
         return load_route(self.database, ALIAS)

@@ -32,7 +32,16 @@ from feedback.tombstones import Person, Subject
 from pawl.audit import latest_events
 from pawl.database import Database, open_database, upgrade
 from pawl.registry import get_model
-from pawl.schema import dead_letters, feedback_events, interactions, limit_slots, limit_windows, metadata, pairs
+from pawl.schema import (
+    dead_letters,
+    feedback_events,
+    interactions,
+    limit_slots,
+    limit_windows,
+    metadata,
+    pairs,
+    rollouts,
+)
 from pawl.settings import DatabaseSettings
 from tests.feedback.people import (
     ADAPTER,
@@ -58,12 +67,13 @@ from tests.servers import PostgreSQL
 ROOT = Path(__file__).parents[2]
 ANN = Subject("ann")
 PERSONAL = {
-    "interactions", "feedback_events", "scores", "judge_verdicts", "pairs", "dead_letters", "limit_windows",
-    "limit_slots",
+    "interactions", "feedback_events", "scores", "judge_verdicts", "shadow_answers", "pairs", "dead_letters",
+    "limit_windows", "limit_slots",
 }  # fmt: skip
 IMPERSONAL = {
     "models", "runs", "routes", "rollouts", "decisions", "leases", "api_keys", "table_changes", "audit_events",
-    "tombstones", "erasure_places", "pair_reviews", "retrain_checks",
+    "tombstones", "erasure_places", "pair_reviews", "retrain_checks", "shadow_runs", "webhook_events",
+    "webhook_endpoints", "webhook_deliveries",
 }  # fmt: skip
 
 
@@ -89,7 +99,8 @@ def test_all_of_one_person_and_nothing_of_another(database: Database, tmp_path: 
     assert mentions(before, "ann") == ["feedback_events", "interactions", "pairs"]
     assert mentions(after, "ann") == []
     assert report.as_json()["counts"] == {
-        "interactions": 8, "feedback": 8, "scores": 8, "verdicts": 0, "pairs": 4, "dead_letters": 0, "limits": 0,
+        "interactions": 8, "feedback": 8, "scores": 8, "verdicts": 0, "shadow_answers": 0, "pairs": 4,
+        "dead_letters": 0, "limits": 0,
     }  # fmt: skip
     for table in ("interactions", "feedback_events", "pairs", "scores"):
         assert [row for row in before[table] if "bob" in str(row)] == [row for row in after[table] if "bob" in str(row)]
@@ -563,3 +574,23 @@ def test_the_indexes_it_relies_on(database: Database) -> None:
         ("pairs", "chosen_interaction"),
         ("pairs", "rejected_interaction"),
     } <= indexed
+
+
+def test_a_running_rollout_forgets_whom_it_counted_last(database: Database, tmp_path: Path) -> None:
+    fill(database, history_of("ann", 10, 4), history_of("bob", 30, 4))
+    states = {name: json.dumps({"canary": {}, "cursor": [11.0, name]}) for name in ("ann", "bob")}
+    row = {"alias": "a", "champion": "c", "candidate": "d", "status": "ramp", "config": "{}", "config_hash": "h"}
+    with database.write() as connection:
+        connection.execute(
+            rollouts.insert(),
+            [
+                {**row, "id": name, "state": state, "created_at": 1.0, "updated_at": 1.0}
+                for name, state in states.items()
+            ],
+        )
+    erase(database, tmp_path)
+    with database.read() as connection:
+        found = {one.id: json.loads(one.state)["cursor"] for one in connection.execute(sa.select(rollouts))}
+    assert found["bob"] == [11.0, "bob"]
+    assert found["ann"][0] == 11.0
+    assert found["ann"][1] > "zoe"

@@ -104,6 +104,13 @@ def test_texts_come_along_as_long_as_there_is_room(database: Database) -> None:
     assert known[2] == ids[:2]
 
 
+def test_tools_take_room_as_texts_do(database: Database) -> None:
+    tool = {"type": "function", "function": {"name": "look", "description": "x" * 1000}}
+    save(database, [served(1, tools=(tool,)), served(2)], [])
+    ids = [interaction_id(number) for number in (1, 2)]
+    assert list(read_answers(database, ids, most_chars=1000).texts) == ids[:1]
+
+
 def test_miners_come_to_rows_in_one_order(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two at once, each with a row that the other waits for, would stop each other."""
     monkeypatch.setattr(stored_pairs, "WRITTEN_PAIRS", 4)

@@ -141,6 +141,7 @@ def test_the_story_gives_exactly_these_pairs() -> None:
         "principals": ("key/ann",),
         "chosen_interaction": iid(2),
         "rejected_interaction": iid(1),
+        "tools": None,
         "models": ("base", "tuned"),
         "probability": 0.1,
         "created_at": 10.0,

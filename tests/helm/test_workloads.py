@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from pawl.errors import NotNow, Unreachable
 from pawl.settings import Settings
+from retrain.errors import ProcessLost, TrainingInterrupted
 from serving.supervisor import DRAIN_STOP_S, STOP_MARGIN_S
 from tests.helm.chart import CHART, Manifest, Values, container, named, of_kind, pods, render
 from tests.helm.value_sets import AUTOSCALED, BIG_ENGINE, EXISTING_STORAGE, EXTRAS, INGRESS, NO_GPU, VALUE_SETS
@@ -233,6 +235,7 @@ def test_retraining_is_retried_only_when_that_can_help() -> None:
     assert ignore["onPodConditions"][0]["type"] == "DisruptionTarget"
     assert fail["action"] == "FailJob"
     assert fail["onExitCodes"]["values"] == [1, 2]
+    assert not {one.exit_code for one in (Unreachable, NotNow, ProcessLost, TrainingInterrupted)} & {1, 2}
 
 
 def test_weekly_rounds_are_due_even_when_the_last_one_started_late() -> None:

@@ -35,6 +35,7 @@ CONTRACT = {
     "pawl_retrain_last_success_timestamp_seconds": None,
     "pawl_gate_verdicts_total": {"verdict"},
     "pawl_rollout_weight": {"model", "variant"},
+    "pawl_rollout_blind": {"model"},
     "pawl_rollout_state": {"model", "state"},
     "pawl_rollbacks_total": {"metric"},
     "pawl_event_loop_lag_seconds": None,

@@ -27,6 +27,7 @@ from pawl.cli.main import config_first, run
 from pawl.clock import now
 from pawl.database import Database, open_database
 from pawl.registry import Model, ModelState, RunStatus
+from pawl.schema import decisions
 from pawl.settings import Settings, load_settings
 from retrain.errors import CanaryTaken
 from serving.gateway import create_app
@@ -48,12 +49,15 @@ COMMANDS = [
     "models", "models list", "models show", "models promote", "models retire", "models verify",
     "models export", "models prune",
     "rollout", "rollout start", "rollout status", "rollout advance", "rollout hold", "rollout resume",
-    "rollout rollback", "rollout explain", "rollout replay", "experiment", "experiment start", "experiment stop",
-    "experiment report", "erase",
+    "rollout approve", "rollout rollback", "rollout explain", "rollout replay",
+    "rollout shadow", "rollout shadow start", "rollout shadow stop", "rollout shadow report",
+    "webhooks", "webhooks test", "webhooks list", "webhooks retry",
+    "experiment", "experiment start", "experiment stop", "experiment weigh",
+    "experiment report", "experiment plan", "erase",
 ]  # fmt: skip
 READING = [
     "db check", "pairs mine", "pairs list", "retrain status", "retrain list", "models list", "rollout status",
-    "assignments ann",
+    "assignments ann", "webhooks list", "experiment plan --users-per-hour 10",
 ]  # fmt: skip
 
 
@@ -267,6 +271,10 @@ def test_a_rollout_by_hand(cli: Cli, shared: Database, adapters: FakeEngine, tmp
     assert [line.split()[0] for line in replayed.out.splitlines()] == ["same"] * 4
     again = cli("rollout", "replay", rollout_id, "--json").json()
     assert (again["ends_alike"], [one["differences"] for one in again["decisions"]]) == (True, [[]] * 4)
+    with shared.write() as connection:
+        connection.execute(decisions.update().values(config_hash="of an older version"))
+    foreign = cli("rollout", "replay")
+    assert (foreign.code, "4 of 4 decisions are of another version of the statistics" in foreign.err) == (1, True)
     explained = cli("rollout", "explain", rollout_id, "--json").json()
     assert [decision["verdict"] for decision in explained["decisions"]] == ["hold", "resume", "advance", "roll_back"]
     noted = latest_events(shared, subject=rollout_id)[::-1]
@@ -274,6 +282,36 @@ def test_a_rollout_by_hand(cli: Cli, shared: Database, adapters: FakeEngine, tmp
         "start", "hold", "resume", "advance", "roll_back",
     ]  # fmt: skip
     assert all(event.actor.startswith("operator:") for event in noted)
+
+
+def test_a_plan_is_printed_and_nothing_is_started(cli: Cli, shared: Database) -> None:
+    register(shared)
+    lines = cli("rollout", "start", CANDIDATE, "--dry-run").out.splitlines()
+    assert lines[0] == f"{CANDIDATE} as a canary of assistant; nothing is started:"
+    assert lines[1] == "  steps: 1%, 10%, 50% of all traffic, then everybody"
+    assert any("primary thumbs_down: margin 5%, 40% of the rollback evidence" in line for line in lines)
+    assert "no traffic" in lines[-1]
+    plan = cli("rollout", "start", CANDIDATE, "--dry-run", "--json").json()
+    assert (plan["candidate"], plan["config"]["watch_s"], plan["canary"]) == (CANDIDATE, 3600.0, None)
+    assert cli("rollout", "status", "--json").json() == []
+    assert cli("rollout", "start", "nobody", "--dry-run").code == 1
+
+
+def test_a_promotion_by_hand_is_watched_and_may_be_taken_back(cli: Cli, shared: Database, adapters: FakeEngine) -> None:
+    register(shared)
+    rollout_id = cli("rollout", "start", CANDIDATE).out.strip()
+    assert CANDIDATE in adapters.adapters
+    refused = cli("rollout", "approve")
+    assert (refused.code, "does not wait for approval" in refused.err) == (1, True)
+    for _ in range(3):
+        assert cli("rollout", "advance").code == 0
+    (row,) = cli("rollout", "status", "--json").json()
+    assert (row["status"], row["watched_until"] > row["updated_at"]) == ("promoted", True)
+    assert cli("rollout", "hold").code == 1
+    assert cli("rollout", "rollback", "--reason", "complaints").out == f"{rollout_id}: rolled_back, weight 0\n"
+    assert registry.get_model(shared, CANDIDATE).state == ModelState.RETIRED
+    assert cli("rollout", "replay").code == 0
+    assert cli("rollout", "rollback").code == 1
 
 
 @pytest.mark.usefixtures("cli", "adapters")

@@ -36,7 +36,7 @@ def test_a_dry_run_changes_nothing(cli: Cli, known: Database) -> None:
     said = cli("erase", "--user", "ann", "--dry-run", "--json")
     assert (said.code, said.err) == (0, "")
     assert said.json() == {
-        "would_remove": {"interactions": 4, "feedback": 4, "scores": 4, "verdicts": 0, "pairs": 2},
+        "would_remove": {"interactions": 4, "feedback": 4, "scores": 4, "verdicts": 0, "shadow_answers": 0, "pairs": 2},
         "would_mark": [ADAPTER, CHILD],
     }
     assert dump(known) == before
@@ -45,7 +45,7 @@ def test_a_dry_run_changes_nothing(cli: Cli, known: Database) -> None:
 def test_it_says_what_was_removed_and_what_had_learned_from_it(cli: Cli, known: Database) -> None:
     said = cli("erase", "--user", "ann", "--reason", "ticket 7")
     assert (said.code, said.err) == (0, "")
-    for line in ("interactions  4", ADAPTER, CHILD):
+    for line in ("interactions    4", ADAPTER, CHILD):
         assert line in said.out
     assert "warning" not in said.out
     assert mentions(dump(known), "ann") == []

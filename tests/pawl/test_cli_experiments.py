@@ -46,6 +46,48 @@ def test_a_report_for_programs_people_and_browsers(cli: Cli, shared: Database, t
     assert "users of treatment: 60" in page.read_text()
 
 
+def test_a_report_says_what_stands_against_it(cli: Cli, shared: Database) -> None:
+    """Nine of ten users of the treatment never came: those who did are not like those of the control."""
+    save(shared, [shown(n, f"user {n}", VARIANTS[n % 20 == 0], probability=0.5, experiment="lost") for n in range(400)])
+    said = cli("experiment", "report", "lost")
+    assert said.code == 0
+    assert "the split of assigned users is not the one intended" in said.err
+    assert "380 of control where 200 were due" in said.err
+    split = cli("experiment", "report", "lost", "--json").json()["split"]
+    assert (split["assigned"]["is_mismatch"], split["scored"]["counts"]) == (True, {})
+
+
+def test_a_report_knows_the_metrics_that_a_split_was_started_with(cli: Cli, shared: Database, tmp_path: Path) -> None:
+    assert cli(
+        "experiment", "start", "tone", "--variant", "control=base-model:1", "--variant", "treatment=base-model:1"
+    )
+    (start,) = latest_events(shared, subject="tone")
+    assert (len(str(start.detail["metrics"])), len(str(start.detail["declaration"]))) == (64, 64)
+    fill(shared, "tone")
+    assert cli("experiment", "report", "tone", "--json").json()["is_as_declared"] is True
+    config = tmp_path / "pawl.yaml"
+    config.write_text(config.read_text() + "\nrollout: {maturity_s: 7.0}\n")
+    said = cli("experiment", "report", "tone")
+    assert (said.code, "the metrics have been changed" in said.err) == (0, True)
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_plan_for_people_and_programs(cli: Cli) -> None:
+    assert (cli("experiment", "plan").code, "--users-per-hour" in cli("experiment", "plan").err) == (1, True)
+    asked_for = ("experiment", "plan", "--users-per-hour", "44000", "--rate", "toxicity=0.005")
+    said = cli(*asked_for)
+    assert said.code == 0, said.err
+    assert "at 1 %: toxicity: " in said.out
+    assert "canary events, about " in said.out
+    plan = cli(*asked_for, "--effect", "toxicity=0.01", "--json").json()
+    (toxicity,) = [metric for metric in plan["split"]["metrics"] if metric["metric"] == "toxicity"]
+    assert (toxicity["effect"], plan["users_per_hour"]) == (0.01, 44_000.0)
+    assert {harm["metric"] for harm in plan["canary"]["detections"]} == {"toxicity"}
+    assert plan["canary"]["is_promotable"]
+    for wrong in (("--rate", "toxicity"), ("--rate", "colour=0.1"), ("--effect", "toxicity=much")):
+        assert cli("experiment", "plan", "--users-per-hour", "1", *wrong).code == 2
+
+
 def test_without_a_name_it_is_about_what_runs(cli: Cli, shared: Database, tmp_path: Path) -> None:
     assert (cli("experiment", "report").code, "no experiment now" in cli("experiment", "report").err) == (1, True)
     settings = load_settings(tmp_path / "pawl.yaml", {})
@@ -78,6 +120,43 @@ def test_a_split_starts_moves_users_and_ends(cli: Cli, shared: Database, tmp_pat
     assert cli("experiment", "stop").code == 1
     noted = [(event.action, event.subject) for event in latest_events(shared)]
     assert noted == [("experiment.stop", "warmth"), ("experiment.start", "warmth")]
+
+
+LAYERED = ("--layer", "checkout", "--share")
+
+
+def test_splits_of_one_layer_share_the_users_of_an_alias(cli: Cli, shared: Database) -> None:
+    assert cli("experiment", "start", "warmth", *SPLIT, *LAYERED, "0.3").out.endswith(
+        "0.3 of all users, layer checkout\n"
+    )
+    assert "must share a layer" in cli("experiment", "start", "alone", *SPLIT).err
+    assert "has no 0.8 of the users left" in cli("experiment", "start", "length", *SPLIT, *LAYERED, "0.8").err
+    assert cli("experiment", "start", "length", *SPLIT, *LAYERED, "0.2").code == 0
+    for user, slot, place in (("ada", 2322, "warmth"), ("user-2", 4540, "length"), ("grace", 5965, None)):
+        one = cli("assignments", user, "--json").json()
+        assert (one["layer_slot"], one["experiment"], one["is_analysed"]) == (slot, place, place is not None)
+    for order in ("stop", "report"):
+        assert cli("experiment", order).err == "pawl: assistant has warmth and length running: name one\n"
+    assert cli("experiment", "stop", "warmth").code == 0
+    route = load_route(shared, "assistant")
+    assert route is not None
+    assert [each.key for each in route.experiments] == ["length"]
+    assert cli("experiment", "start", "third", *SPLIT, *LAYERED, "0.3").code == 0, "the room is free again"
+
+
+def test_weights_move_in_phases(cli: Cli, shared: Database) -> None:
+    variants = [word for name in ("a:50", "b:50", "c:0") for word in ("--variant", f"{name[0]}=base-model{name[1:]}")]
+    assert cli("experiment", "start", "ramp", *variants, "--allocation", "slots").code == 0
+    said = cli("experiment", "weigh", "--weight", "a=40", "--weight", "c=10")
+    assert said.out == "ramp: phase 1: a 40, b 50, c 10\n"
+    route = load_route(shared, "assistant")
+    assert route is not None
+    assert route.experiment is not None
+    assert route.experiment.slots == (("a", 4000), ("c", 5000), ("b", 10000))
+    one = cli("assignments", "ada", "--json").json()
+    assert one["variant"] == next(name for name, end in route.experiment.slots if one["slot"] < end)
+    assert cli("experiment", "weigh", "--weight", "d=1").err == "pawl: experiment 'ramp' has no variant 'd'\n"
+    assert cli("experiment", "weigh", "--weight", "a").code == 2
 
 
 def opened(shared: Database, tmp_path: Path) -> Exception:

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from pawl import registry
+from ab_testing.controller import start_rollout
+from ab_testing.experiment import Route
+from pawl import leases, registry
 from pawl.adapter_files import Adapter
 from pawl.cli import learning
+from pawl.cli.adapter_keeper import AdapterKeeper
+from pawl.clock import now
 from pawl.database import Database
-from pawl.registry import RunStatus
+from pawl.registry import Model, ModelState, RunStatus
+from pawl.settings import RolloutSettings, Settings
 from retrain.gate import judge, report_as_dict
 from retrain.measurements import Measurements, to_json
+from tests.gateway_configuration import settings_of
 from tests.pawl.conftest import Cli
 from tests.retrain.fake_engine import FakeEngine, serving
 from tests.retrain.sealed_samples import sealed_adapter
@@ -124,6 +130,53 @@ def test_what_the_engine_serves_otherwise_is_taken_out_again(
     engine.ignores_weights = True
     assert cli("gate", run, "--evaluate").code == 1
     assert engine.loads == engine.unloads == [adapter.name]
+
+
+def register(database: Database, adapter: Adapter, state: ModelState) -> None:
+    at = 1.0
+    model = Model(adapter.name, "assistant", "base-model", None, None, str(adapter.path), None, None, state, {}, at, at)
+    registry.register_model(database, model)
+
+
+def test_a_candidate_that_goes_out_while_it_is_evaluated_stays_loaded(
+    cli: Cli, shared: Database, tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = add_run(shared, GOOD)
+    adapter = add_candidate(add_files(tmp_path, run, GOOD), tmp_path)
+    register(shared, adapter, ModelState.CANDIDATE)
+
+    def meanwhile(_settings: Settings) -> None:
+        start_rollout(shared, RolloutSettings(), Route("assistant", 0, "base-model"), adapter.name, now=2.0, epoch=0)
+
+    monkeypatch.setattr(learning, "toxicity_scorer", meanwhile)
+    assert cli("gate", run, "--evaluate", "--json").code == 1
+    assert (engine.loads, engine.unloads) == ([adapter.name], [])
+
+
+def test_nobody_takes_a_retired_candidate_out_while_it_is_evaluated(
+    cli: Cli, shared: Database, tmp_path: Path, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the worker, to which it has rested long enough, nor another evaluation at its own end."""
+    run = add_run(shared, GOOD)
+    adapter = add_candidate(add_files(tmp_path, run, GOOD), tmp_path)
+    register(shared, adapter, ModelState.RETIRED)
+    settings = settings_of(tmp_path, engine.url)
+    seen: list[dict[str, str]] = []
+
+    def meanwhile(_settings: Settings) -> None:
+        keeper = AdapterKeeper(settings, shared, "worker", now)
+        assert keeper.desired("assistant").unwanted == {adapter.name}
+        keeper.keep({"assistant": keeper.desired("assistant")})
+        seen.append(dict(engine.adapters))
+        if len(seen) == 1:
+            assert "another process holds" in cli("gate", run, "--evaluate").err
+            seen.append(dict(engine.adapters))
+
+    monkeypatch.setattr(leases, "this_process", iter(["first", "second"]).__next__)
+    monkeypatch.setattr(learning, "toxicity_scorer", meanwhile)
+    assert cli("gate", run, "--evaluate", "--json").code == 1
+    assert seen == [{adapter.name: str(adapter.path)}] * 2
+    assert engine.unloads == [adapter.name]
 
 
 def test_both_models_are_asked_again(

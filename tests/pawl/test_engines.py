@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pawl.adapter_files import Adapter
-from pawl.engines import Engine, load_verified, prove_loaded, unload_everywhere
-from pawl.errors import BadAdapter, PublishFailed, Unreachable
+from pawl.engines import Engine, load_verified, prove_loaded, unload_everywhere, verify
+from pawl.errors import BadAdapter, NotNow, PublishFailed, Unreachable
 from pawl.fingerprints import fingerprint_of
 from tests.retrain.fake_engine import FakeEngine, serving
 from tests.retrain.sealed_samples import sealed_adapter
@@ -144,6 +144,25 @@ def test_a_refusal_is_passed_on_with_its_reason(fake: FakeEngine, engine: Engine
     fake.refuses = True
     with pytest.raises(PublishFailed, match="rank 64 is greater"):
         load_verified([engine], name, path, "tiny")
+
+
+@pytest.mark.parametrize("trouble", ["fails", "forgets", "serves another", "serves other files"])
+def test_what_may_pass_ends_with_the_exit_code_after_which_a_job_tries_again(
+    fake: FakeEngine, engine: Engine, name: str, path: Path, trouble: str
+) -> None:
+    fake.refuses, fake.forgets_loads = trouble == "fails", trouble == "forgets"
+    fake.ignores_weights = trouble == "serves another"
+    fake.adapters |= {name: "/somewhere/else"} if trouble == "serves other files" else {}
+    with pytest.raises(PublishFailed) as raised:
+        load_verified([engine], name, path, "tiny")
+    assert raised.value.exit_code == (3 if trouble in ("fails", "forgets") else 1)
+
+
+def test_an_adapter_that_is_forgotten_before_it_is_proven_may_be_tried_again(engine: Engine, adapter: Adapter) -> None:
+    """As by an engine that is started again between loading and proving: it answers 404."""
+    with pytest.raises(NotNow) as raised:
+        verify(engine, adapter.name, "tiny", fingerprint_of(adapter.manifest))
+    assert raised.value.exit_code == 3
 
 
 def test_a_hanging_engine_is_unreachable(fake: FakeEngine, name: str, path: Path) -> None:

@@ -32,6 +32,21 @@ from tests.pawl.records import feedback, interaction_id, save, served
 from tests.retrain.tool_model import make_byte_tokenizer, make_tool_model, template
 
 STEPS = 4
+TOOLS: tuple[Mapping[str, Any], ...] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    },
+    {
+        "type": "function",
+        "function": {"name": "get_time", "description": "The time.", "parameters": {"type": "object"}},
+    },
+)
+"""Offered in every conversation that calls one."""
 SYSTEM = {"role": "system", "content": "You know the weather and the time."}
 
 
@@ -97,6 +112,10 @@ UNTRAINABLE: Sequence[tuple[tuple[Message, ...], Message, Message]] = (
 )
 
 
+def offered(prompt: Sequence[Message], liked: Message) -> tuple[Mapping[str, Any], ...] | None:
+    return TOOLS if any("tool_calls" in message for message in (*prompt, liked)) else None
+
+
 def history() -> tuple[list[Interaction], list[FeedbackEvent]]:
     """Each conversation was answered twice, for a user of its own who liked the one and not the other."""
     answers, thumbs = [], []
@@ -105,7 +124,8 @@ def history() -> tuple[list[Interaction], list[FeedbackEvent]]:
             which = 2 * number + half + 1
             who: dict[str, Any] = {"user_id": f"user-{number}"}
             sha = f"{number:064x}"
-            answers.append(served(which, prompt=prompt, prompt_sha=sha, completion=completion, unit_id="u", **who))
+            told = {"prompt": prompt, "prompt_sha": sha, "completion": completion, "tools": offered(prompt, liked)}
+            answers.append(served(which, unit_id="u", **told, **who))
             thumbs.append(feedback(interaction_id(which), value=value, created_at=which + 0.5, **who))
     return answers, thumbs
 
@@ -170,8 +190,9 @@ def wanted(tokenizer: PreTrainedTokenizerFast, **options: Any) -> set[tuple[str,
     """Every conversation with its better and its worse answer, as the engine would have rendered it."""
     both = set()
     for prompt, liked, disliked in CONVERSATIONS:
-        before = list(map(as_the_engine_reads, prompt))
-        sides = [rendered(tokenizer, [*before, as_the_engine_reads(side)], **options) for side in (liked, disliked)]
+        before, tools = list(map(as_the_engine_reads, prompt)), offered(prompt, liked)
+        told = {**options, **({"tools": list(tools)} if tools else {})}
+        sides = [rendered(tokenizer, [*before, as_the_engine_reads(side)], **told) for side in (liked, disliked)]
         both.add((sides[0], sides[1]))
     return both
 
@@ -268,8 +289,9 @@ def test_published_templates_render_what_the_engine_rendered(exports: Path, name
     for each in TEMPLATES:
         options = {"chat_template": template(each)}
         texts = {
-            tuple(rendered(tokenizer, row["prompt"] + row[side], **options) for side in ("chosen", "rejected"))
+            tuple(rendered(tokenizer, row["prompt"] + row[side], **told) for side in ("chosen", "rejected"))
             for row in rows
+            for told in [{**options, **({"tools": json.loads(row["tools"])} if row["tools"] else {})}]
         }
         assert texts == wanted(tokenizer, **options), each
 
@@ -297,9 +319,11 @@ def test_the_openai_layout_is_that_of_its_api(exports: Path) -> None:
     """`input.messages` and one assistant message on each side; arguments stay a text, as the API has them."""
     rows = [json.loads(line) for line in (exports / "openai.jsonl").read_text().splitlines()]
     assert len(rows) == len(CONVERSATIONS) + len(UNTRAINABLE)
+    tools = [row["input"]["tools"] for row in rows if "tools" in row["input"]]
+    assert tools == [list(TOOLS)] * 4
     for row in rows:
         assert set(row) == {"input", "preferred_output", "non_preferred_output"}
-        assert set(row["input"]) == {"messages"}
+        assert set(row["input"]) in ({"messages"}, {"messages", "tools"})
         outputs = row["preferred_output"] + row["non_preferred_output"]
         assert [message["role"] for message in outputs] == ["assistant", "assistant"]
         calls = [call for message in row["input"]["messages"] + outputs for call in message.get("tool_calls", ())]

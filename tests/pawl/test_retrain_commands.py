@@ -95,6 +95,21 @@ def test_a_round_is_explained_step_by_step_with_its_line_of_descent(cli: Cli, sh
     assert (listed["model"], listed["started"]) == ("base--r0002-bb", "1970-01-01T00:00:01+00:00")
 
 
+def test_a_round_that_was_given_up_says_why_and_is_not_owed(cli: Cli, shared: Database) -> None:
+    run = registry.create_run(shared, "assistant", "week", epoch=1, now=1.0)
+    broken = {"error": "no stop token", "failures": {"step": "preflight", "n": 2}}
+    run = registry.update_run(shared, run, now=2.0, step="preflight", status=RunStatus.ERROR, detail=broken)
+    status = cli("retrain", "status", "--json").json()
+    assert (status["due"], status["why_due"]) == (True, f"run {run.id} is unfinished")
+    assert status["run_failed"] == "no stop token (failures in a row: 2)"
+    reason = {"reason": "given up after 3 failures at preflight: no stop token"}
+    registry.update_run(shared, run, now=3.0, step="preflight", status=RunStatus.GIVEN_UP, detail=reason)
+    status = cli("retrain", "status", "--json").json()
+    assert (status["due"], status["status"], status["run_failed"]) == (False, "given_up", reason["reason"])
+    told = cli("retrain", "explain", run.id, "--json").json()
+    assert (told["reason"], told["error"], told["working"]) == (reason["reason"], "no stop token", None)
+
+
 def test_the_worker_counts_skips_and_begins_the_schedule(shared: Database) -> None:
     models = {"assistant": {"engines": ["http://127.0.0.1:9"], "champion": "base-model"}}
     tree = {"serving": {"models": models}, "retrain": {"schedule": "17 3 * * 0"}}

@@ -13,14 +13,17 @@ from ab_testing.experiment import Route
 from ab_testing.rollout_orders import controller_of
 from ab_testing.rollout_store import Rollout, get_rollout, save_progress
 from ab_testing.route_store import load_route
+from ab_testing.shadow_orders import start_shadow
+from feedback.recording import conversation_sha
 from monitoring.metrics import REGISTRY
 from pawl import leases, registry
 from pawl.cli.worker import Worker, rejected_pairs
 from pawl.clock import now
-from pawl.database import Database
+from pawl.database import Database, open_database
 from pawl.registry import Model, ModelState, RunStatus
 from pawl.schema import rollouts
-from pawl.settings import RolloutSettings, Settings
+from pawl.settings import DatabaseSettings, RolloutSettings, Settings, ShadowSettings
+from tests.pawl.records import interaction_id, save, served
 from tests.retrain.fake_engine import FakeEngine, serving
 from tests.retrain.sealed_samples import place_adapter
 
@@ -81,6 +84,21 @@ def test_one_alias_that_fails_does_not_starve_the_others(database: Database, tmp
     assert sample("pawl_rollout_state", model="second", state="hold") == 1  # It is over its time.
 
 
+def test_a_controller_that_cannot_read_the_database_says_so_and_moves_nothing(
+    database: Database, tmp_path: Path
+) -> None:
+    settings = make_settings("http://127.0.0.1:9", "http://127.0.0.1:9")
+    rollout = roll_out(database, "first", 1)
+    nowhere = open_database(DatabaseSettings(url=f"sqlite:///{tmp_path}"))  # A directory: nobody can open it.
+    Worker(settings, nowhere).tick_rollouts()
+    assert sample("pawl_rollout_blind", model="first") == 1
+    assert get_rollout(database, rollout.id) == rollout
+    Worker(settings, database).tick_rollouts()
+    assert sample("pawl_rollout_blind", model="first") == 0
+    assert get_rollout(database, rollout.id).updated_at > rollout.updated_at
+    nowhere.close()
+
+
 def test_what_a_person_did_shows(database: Database) -> None:
     worker = Worker(make_settings("http://127.0.0.1:9", "http://127.0.0.1:9"), database)
     rollout = roll_out(database, "first", 1)
@@ -128,3 +146,24 @@ def test_a_worker_without_the_lease_leaves_rollouts_alone(database: Database) ->
     assert leases.acquire(database, "rollout/first", "elsewhere:7", ttl_s=60.0, now=now()) == 1
     Worker(make_settings("http://127.0.0.1:9", "http://127.0.0.1:9"), database).tick_rollouts()
     assert get_rollout(database, rollout.id) == rollout
+
+
+def test_the_worker_asks_in_the_dark_and_keeps_the_adapter(database: Database, tmp_path: Path) -> None:
+    with serving(FakeEngine(base=BASE)) as engine:
+        settings = make_settings(engine.url, engine.url)
+        name = register(database, "first", 1, adapters=tmp_path)
+        start_shadow(
+            database, settings, "first", name,
+            actor="tester", clock=lambda: now() - 60.0, wanted=ShadowSettings(share=1.0),
+        )  # fmt: skip
+        question = served(1, alias="first", created_at=now() - 30.0, parameters={"model": "first"})
+        sha = conversation_sha("first", question.prompt or (), {})
+        save(database, [replace(question, prompt_sha=sha, id=interaction_id(number)) for number in range(5)])
+        worker = Worker(settings, database)
+        before = sample("pawl_shadow_answers_total", model="first", outcome="ok")
+        while worker.mirror() is not None:
+            pass
+        assert sample("pawl_shadow_answers_total", model="first", outcome="ok") - before == 5
+        assert [body["model"] for body in engine.bodies] == [name] * 5
+        worker.reload_adapters()
+        assert name in engine.adapters

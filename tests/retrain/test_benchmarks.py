@@ -22,7 +22,9 @@ if model == "broken":
     sys.exit("no such dataset")
 output = pathlib.Path(given["--output_path"]) / "somewhere"
 output.mkdir(parents=True)
-for task in given["--tasks"].split(","):
+directions = {task: {"acc": True, "acc_norm": True} for task in given["--tasks"].split(",")}
+(output / "results_2026-01-01T00-00-00.000001.json").write_text(json.dumps({"higher_is_better": directions}))
+for task in directions:
     rows = [
         {"doc_id": n, "filter": f, "metrics": ["acc", "acc_norm"], "acc": float(n < (3 if model == "parent" else 2))}
         for f in ("strict", "loose") for n in range(4)
@@ -90,11 +92,37 @@ def write_samples(output: Path, task: str, rows: list[dict[str, Any]]) -> None:
     (output / f"samples_{task}_2026-01-01T00-00-00.000001.jsonl").write_text(text)
 
 
+def write_results(output: Path, results: dict[str, Any]) -> None:
+    (output / "results_2026.json").write_text(json.dumps(results))
+
+
+def test_of_a_document_s_metrics_the_first_counts_of_which_more_is_better(tmp_path: Path) -> None:
+    """A lower perplexity is no loss of quality, but would have been taken for one."""
+    metrics = {"word_perplexity": 31.5, "acc": 1.0, "acc_norm": 0.0}
+    write_samples(tmp_path, "lambada", [{"doc_id": 0, "filter": "none", "metrics": list(metrics), **metrics}])
+    write_results(
+        tmp_path, {"higher_is_better": {"lambada": {"word_perplexity": False, "acc": True, "acc_norm": True}}}
+    )
+    assert read_scores(tmp_path, "lambada") == {"lambada/0": 1.0}
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"wikitext": {"byte_perplexity": False}}, {"wikitext": {"byte_perplexity": None}}]
+)
+def test_a_task_without_such_a_metric_is_refused(tmp_path: Path, said: dict[str, Any]) -> None:
+    row = {"doc_id": 0, "filter": "none", "metrics": ["byte_perplexity"], "byte_perplexity": 2.5}
+    write_samples(tmp_path, "wikitext", [row])
+    write_results(tmp_path, {"higher_is_better": said})
+    with pytest.raises(EvaluationFailed, match=r"wikitext has no metric of which more .*: byte_perplexity"):
+        read_scores(tmp_path, "wikitext")
+
+
 def test_a_group_is_all_of_its_tasks(tmp_path: Path) -> None:
     for task, score in (("mmlu_law", 1.0), ("mmlu_art", 0.0), ("mmlu_other_group", 1.0)):
         write_samples(tmp_path / "m", task, [{"doc_id": 0, "filter": "none", "metrics": ["acc"], "acc": score}])
     groups = {"mmlu": ["mmlu_humanities"], "mmlu_humanities": ["mmlu_law", "mmlu_art"]}
-    (tmp_path / "m" / "results_2026.json").write_text(json.dumps({"group_subtasks": groups}))
+    more = {task: {"acc": True} for task in ("mmlu_law", "mmlu_art", "mmlu")}
+    write_results(tmp_path / "m", {"group_subtasks": groups, "higher_is_better": more})
     assert read_scores(tmp_path, "mmlu") == {"mmlu_law/0": 1.0, "mmlu_art/0": 0.0}
 
 

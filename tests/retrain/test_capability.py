@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pawl.settings import GateSettings
-from practice.capability import capability_lines, write_capability_set
 from practice.corpus import Habit, answer, task_of
 from retrain.capability import is_solved, load_tasks
 from retrain.echo import echoed_share
 from retrain.errors import BadData
 from retrain.evaluation import Contender, EvaluationPlan, ProbeSets, measure_capability
 from tests.retrain.fake_engine import FakeEngine, serving
+from tests.retrain.practice_tasks import capability_lines, write_capability_set
 
 
 @pytest.fixture

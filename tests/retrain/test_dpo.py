@@ -12,7 +12,10 @@ from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from feedback.interactions import Message
-from pawl.settings import TrainingSettings
+from pawl.settings import Settings, TrainingSettings
+from practice.world import CONTINUED_LEARNING_RATE, at_full_rate
+from practice.world import TRAINING as PRACTICE_TRAINING
+from retrain import dpo
 from retrain.dataset import Origin, example_of
 from retrain.dpo import DPORun, TrainingResult, train
 from retrain.errors import TrainingFailed
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.training
 
 EXAMPLES = [example_of(make_pair(number), Origin.NEW) for number in range(48)]
 UNSEEN = [make_pair(number, text=f"what is {topic}") for number, topic in enumerate(("tea", "rain", "bread", "music"))]
+SLOWER = TRAINING.model_copy(update={"continued_learning_rate": 1e-4})
 DPO_ALONE = TRAINING.model_copy(update={"loss_type": ["sigmoid"], "loss_weights": [1.0]})
 
 
@@ -71,6 +75,26 @@ def test_a_single_step_learns_something(tiny_base: Path, tmp_path: Path) -> None
         assert any(weights.get_tensor(name).any() for name in weights.keys() if "lora_B" in name)  # noqa: SIM118
 
 
+def test_a_continued_adapter_may_have_a_rate_of_its_own(tiny_base: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    for training, continued in ((TRAINING, TRAINING.learning_rate), (SLOWER, 1e-4)):
+        rates = [
+            dpo._arguments(run_on(tiny_base, tmp_path, training, one), 16)["learning_rate"] for one in (None, parent)
+        ]
+        assert rates == [TRAINING.learning_rate, continued]
+
+
+def test_the_practice_world_is_slower_to_continue_but_for_its_drill(tmp_path: Path) -> None:
+    training = {**PRACTICE_TRAINING, "continued_learning_rate": CONTINUED_LEARNING_RATE}
+    settings = Settings.model_validate({"retrain": {"training": training}})
+    rates = [
+        run_on(tmp_path, tmp_path, each.retrain.training, tmp_path / "parent").learning_rate
+        for each in (settings, at_full_rate(settings))
+    ]
+    assert rates == [CONTINUED_LEARNING_RATE, PRACTICE_TRAINING["learning_rate"]]
+    assert rates[0] < rates[1]
+
+
 def test_a_continued_adapter_starts_where_its_parent_is(tiny_base: Path, fresh: TrainingResult, tmp_path: Path) -> None:
     before = (fresh.adapter_dir / "adapter_model.safetensors").read_bytes()
     result = train(run_on(tiny_base, tmp_path, DPO_ALONE, fresh.adapter_dir), EXAMPLES[:16])
@@ -111,7 +135,8 @@ def test_answers_that_only_call_tools_are_told_apart(tmp_path: Path) -> None:
         {"role": "tool", "content": "-3"},
     ]
     example = replace(EXAMPLES[0], prompt=tuple(asked), chosen=call("sunday"), rejected=call("friday"))
-    examples = [replace(example, pair_id=str(number)) for number in range(8)]
+    tools = ({"type": "function", "function": {"name": "get_weather"}},)
+    examples = [replace(example, pair_id=str(n), tools=tools if n % 2 else None) for n in range(8)]
     base = make_tool_model(tmp_path / "base")
     training = DPO_ALONE.model_copy(update={"max_length": 1024, "batch_size": 2})
 

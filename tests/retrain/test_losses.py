@@ -93,7 +93,7 @@ def trainer_of(base: Path, output: Path, **settings: Any) -> dpo.Trainer:
     training = TRAINING.model_copy(update={"batch_size": 6, **settings})
     run = dpo.DPORun(str(base), "served/tiny", None, output, training, seed=3)
     with quiet_renames():
-        trainer = dpo._trainer(run, dpo._rows(run, EXAMPLES, ()), ignore)
+        trainer = dpo._trainer(run, dpo._rows(run, EXAMPLES, ()), dpo.read_contents(run), ignore)
     trainer.observe(Watch(TrainingSettings().guards, Termination(), Spent(), n_first=1), "")
     with torch.no_grad():
         for index, (name, weights) in enumerate(trainer.model.named_parameters()):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from trl import DPOTrainer
 
 from feedback.pairs import UnpairedExample
 from pawl.errors import ConfigurationError
-from pawl.settings import TrainingSettings
+from pawl.settings import PairLoss, TrainingSettings
 from retrain.dataset import Origin, example_of
 from retrain.dpo import DPORun, TrainingResult, train
 from retrain.objectives import (
@@ -74,6 +78,18 @@ def test_weights_that_fit_no_loss_are_a_matter_of_configuration(given: dict[str,
 def test_settings_refuse_an_unknown_objective() -> None:
     with pytest.raises(ValidationError, match="objective"):
         TrainingSettings.model_validate({"objective": "ppo"})
+
+
+def test_settings_know_the_losses_that_trl_takes_from_us() -> None:
+    """Read from its source: it has no list of them. `exo_pair` needs smoothed labels, which only `robust` has here."""
+    known = set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(DPOTrainer)))
+    assert known == {*get_args(PairLoss), "exo_pair"}
+
+
+@pytest.mark.parametrize("name", ["exo_pair", "sigmod", ""])
+def test_a_loss_that_trl_refuses_is_refused_before_anything_is_mined(name: str) -> None:
+    with pytest.raises(ValidationError, match="loss_type"):
+        TrainingSettings.model_validate({"loss_type": ["sigmoid", name]})
 
 
 # The flip rate

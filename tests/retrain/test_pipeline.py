@@ -21,7 +21,7 @@ from feedback.tombstones import Subject
 from pawl import registry
 from pawl.database import Database
 from pawl.engines import Engine
-from pawl.errors import ConfigurationError, RunConflict
+from pawl.errors import ConfigurationError, RunConflict, Unreachable
 from pawl.registry import Model, ModelState, RunStatus
 from pawl.schema import pairs
 from pawl.settings import (
@@ -287,6 +287,48 @@ def test_a_set_that_does_not_fit_stops_before_the_training(database: Database, s
     (run,) = registry.list_runs(database)
     assert (run.status, run.step) == (RunStatus.ERROR, "preflight")
     assert not (settings.retrain.runs_dir / run.id / "train").exists()
+
+
+def test_a_round_that_always_breaks_is_given_up_and_the_next_one_begins(database: Database, settings: Settings) -> None:
+    short = settings.retrain.training.model_copy(update={"max_length": 6})
+    changes = {"training": short, "max_failures": 2}
+    tight = settings.model_copy(update={"retrain": settings.retrain.model_copy(update=changes)})
+    for ends in (RunStatus.ERROR, RunStatus.GIVEN_UP):
+        with pytest.raises(PreflightFailed, match="raise max_length"):
+            run_round(database, tight, "assistant", INPUTS)
+        (run,) = registry.list_runs(database)
+        assert run.status == ends
+    assert registry.unfinished_run(database, "assistant") is None
+    outcome = run_round(database, tight, "assistant", INPUTS)
+    assert outcome.status == RunStatus.GIVEN_UP
+    assert outcome.reason == run.detail["reason"]
+    assert outcome.reason.startswith("given up after 2 failures at preflight: ")
+    with pytest.raises(PreflightFailed):
+        run_round(database, tight, "assistant", INPUTS, RoundOptions(cycle="the next"))
+    assert [one.cycle for one in registry.list_runs(database)] != [run.cycle] * 2
+
+
+def test_what_is_out_of_reach_never_gives_a_round_up(database: Database, settings: Settings) -> None:
+    away = settings.serving.models["assistant"].model_copy(update={"engines": ["http://127.0.0.1:9"]})
+    serving = settings.serving.model_copy(update={"models": {"assistant": away}})
+    few = settings.retrain.model_copy(update={"max_failures": 1})
+    gone = settings.model_copy(update={"serving": serving, "retrain": few})
+    for _ in range(2):
+        with pytest.raises(Unreachable):
+            run_round(database, gone, "assistant", INPUTS)
+    (run,) = registry.list_runs(database)
+    assert (run.status, run.step, run.detail["failures"]) == (RunStatus.ERROR, "load", {"step": "load", "n": 0})
+    assert "reason" not in run.detail
+
+    def broken(_texts: Sequence[str]) -> list[float]:
+        raise EvaluationFailed("the scorer is down")
+
+    back = settings.model_copy(update={"retrain": few})
+    with pytest.raises(EvaluationFailed):
+        run_round(database, back, "assistant", replace(INPUTS, score_toxicity=broken))
+    run = registry.get_run(database, run.id)
+    assert (run.status, run.detail["failures"]) == (RunStatus.GIVEN_UP, {"step": "evaluate", "n": 1})
+    assert registry.get_model(database, run.detail["model"]).state == ModelState.REJECTED, "it is in the engines still"
 
 
 def calling(number: int) -> PreferencePair:

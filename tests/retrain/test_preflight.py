@@ -27,7 +27,17 @@ from tests.retrain.tool_model import make_byte_tokenizer, template
 EXAMPLES = [example_of(make_pair(number), Origin.NEW) for number in range(20)]
 
 
-def words(messages: Sequence[Message]) -> list[int]:
+def test_functions_that_were_offered_are_shown_as_the_engine_shows_them() -> None:
+    tokenizer = make_byte_tokenizer()
+    encoder = encoder_of(tokenizer)
+    offered = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    with_tools, without = (tokenizer.decode(encoder.prompt(EXAMPLES[0].prompt, tools)) for tools in ((offered,), None))
+    shown = '{"name": "look", "description": null, "parameters": {"type": "object"}}'
+    assert f'{{"type": "function", "function": {shown}}}' in with_tools
+    assert "look" not in without
+
+
+def words(messages: Sequence[Message], _tools: object = None) -> list[int]:
     return [hash(word) for message in messages for word in str(message["content"]).split()]
 
 

@@ -16,7 +16,7 @@ from pawl.settings import TrainingSettings
 from retrain import checkpoints
 from retrain.checkpoints import Spent
 from retrain.dataset import Origin, example_of
-from retrain.dpo import DPORun, TrainingResult, train
+from retrain.dpo import DPORun, TrainingResult, fingerprint, read_contents, train
 from retrain.errors import TrainingFailed, TrainingInterrupted
 from retrain.progress import LoggedStep
 from retrain.termination import sigterm_noted
@@ -115,6 +115,26 @@ def test_states_of_another_training_are_not_gone_on_from(killed: DPORun) -> None
     assert train(replace(killed, training=patient), others).resumed_at == 6, "neither says what is learned"
     faster = killed.training.model_copy(update={"learning_rate": 6e-3})
     assert train(replace(killed, training=faster), EXAMPLES).resumed_at is None
+
+
+def test_a_base_or_a_parent_that_was_replaced_in_place_begins_another_training(
+    tiny_base: Path, tmp_path: Path, undisturbed: TrainingResult
+) -> None:
+    """The paths are the same; what was half learned on top of other weights would be carried on."""
+    base, parent = tmp_path / "base", tmp_path / "parent"
+    shutil.copytree(tiny_base, base)
+    shutil.copytree(undisturbed.adapter_dir, parent)
+    run = run_on(base, tmp_path / "run", parent=parent)
+    before = fingerprint(run, [], read_contents(run))
+    assert fingerprint(run, [], read_contents(run)) == before
+    seen = {before}
+    for path in (base / "model.safetensors", parent / "adapter_model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+        seen.add(fingerprint(run, [], read_contents(run)))
+    template = base / "chat_template.jinja"
+    template.write_text(template.read_text() + " ")
+    seen.add(fingerprint(run, [], read_contents(run)))
+    assert len(seen) == 4
 
 
 def test_a_finished_training_whose_result_was_lost_only_exports(killed: DPORun, undisturbed: TrainingResult) -> None:

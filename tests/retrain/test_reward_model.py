@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import shutil
 from dataclasses import replace
@@ -21,7 +22,7 @@ from retrain.answer_scores import Compared, Conversation, accuracy_of, checked_s
 from retrain.errors import BadData, PreflightFailed
 from retrain.reward_model import RewardModel, headed_base, tokens_of
 from retrain.reward_training import RewardResult, RewardRun, compare, train
-from retrain.sealed_files import seal_files, verify_files
+from retrain.sealed_files import seal_files, sweep, verify_files
 from tests.retrain.quick import AS_DELIVERED, REWARD
 from tests.retrain.tiny_model import TOPICS, make_model, make_pair
 
@@ -177,6 +178,16 @@ def test_a_missing_file_another_base_and_what_is_no_reward_model_are_refused(
         RewardModel.load(tmp_path, str(tiny_base), dtype="float32")
     with pytest.raises(BadAdapter, match="not a sealed base"):
         verify_files(sealed, "base")
+
+
+def test_what_a_killed_sealing_left_is_removed_but_not_what_is_being_sealed(tmp_path: Path) -> None:
+    for name, at in ((".sealing-old", 1000.0), (".sealing-new", 9000.0), ("reward-0123456789ab", 1000.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.safetensors").write_text("half")
+        os.utime(tmp_path / name, (at, at))
+    sweep(tmp_path, now=9100.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".sealing-new", "reward-0123456789ab"]
+    sweep(tmp_path / "nothing was sealed yet", now=9100.0)
 
 
 def test_sealing_again_changes_nothing(trained: RewardResult, tmp_path: Path) -> None:

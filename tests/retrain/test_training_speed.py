@@ -128,7 +128,7 @@ def test_losses_that_compare_the_answers_of_a_batch_get_it_as_it_was_drawn(
 ) -> None:
     training = STEPWISE.model_copy(update={"loss_type": losses})
     run = DPORun(str(tiny_base), "served/tiny", None, tmp_path, training, seed=3)
-    assert dpo._speed(run).bucket_steps == steps
+    assert dpo._speed(run, dpo.read_contents(run)).bucket_steps == steps
 
 
 def test_the_reference_is_asked_once_and_kept(

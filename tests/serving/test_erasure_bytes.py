@@ -23,6 +23,8 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
+from ab_testing.shadow import ShadowRules
+from ab_testing.shadow_store import ShadowAnswer, ShadowRun, insert_run, save_answer
 from feedback.erasure import spellings
 from feedback.mining import mine_alias
 from feedback.store import load_pairs, mark_pairs_used
@@ -206,6 +208,17 @@ def train_on_everything(house: House) -> None:
     registry.register_model(house.database, model)
 
 
+def answer_in_the_dark(database: Database, one: Somebody) -> None:
+    """What a candidate says of the questions, beside the champion's answers."""
+    rules = ShadowRules(1.0, "salt", 200, 60.0, 0.05, {}, False)
+    run = ShadowRun("sh_1", "assistant", "base-model", ADAPTER, "running", "", rules, "tester", None, 1.0, 1.0)
+    insert_run(database, run)
+    for completion in one.completions:
+        said = {"role": "assistant", "content": f"in the dark: {one.words}"}
+        suffix = completion.removeprefix("chatcmpl-")
+        assert save_answer(database, run, ShadowAnswer(suffix, said, "stop", None, 5, 5, 9.0, 1.0))
+
+
 def put_aside(database: Database, one: Somebody) -> None:
     """A record of theirs that could not be stored."""
     meta = {"id": "x", "key_id": "", "user_id": one.name, "created_at": 1.0, "latency_ms": {}}
@@ -226,6 +239,7 @@ def test_not_a_byte_is_left_nor_comes_back(house: House, engine: FakeVLLM) -> No
         house.await_rows(interactions, somebody, N_CHATS)
         house.await_rows(feedback_events, somebody, N_CHATS + 2)
     put_aside(house.database, ann)
+    answer_in_the_dark(house.database, ann)
     train_on_everything(house)
     old_spool = house.directory.parent / f"{house.directory.name}-spool"
     shutil.copytree(house.state / "spool", old_spool)
@@ -244,6 +258,7 @@ def test_not_a_byte_is_left_nor_comes_back(house: House, engine: FakeVLLM) -> No
     report = json.loads(done.stdout)
     assert report["removed"]["interactions"] == N_CHATS
     assert report["removed"]["dead_letters"] == 1
+    assert report["removed"]["shadow_answers"] == N_CHATS
     assert report["removed"]["pairs"] >= N_CHATS // 2
     assert report["models"] == [ADAPTER]
     assert "warning" not in report

@@ -26,6 +26,7 @@ SAMPLES = {
     "alias:path": "assistant",
     "name:path": "base-model",
     "key_id": "0" * 16,
+    "key": "tone",
     "rollout_id": "ro_0",
     "action": "hold",
     "pair_id": "0" * 32,

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ab_testing.analysis import Effect, Metric, analyse, mean, ratio
+from ab_testing.analysis import Effect, Metric, analyse, check_split, mean, ratio
 from ab_testing.analysis.corrections import benjamini_hochberg, holm
 from ab_testing.analysis.power import Design, power, required_users
-from ab_testing.analysis.small_counts import Share, newcombe
+from ab_testing.analysis.quantiles import clustered_quantile, share_variance
+from ab_testing.analysis.small_counts import Share, newcombe, share_p_value, wilson
+from tests.ab_testing.analysis.record_peers import SHARES, SPLIT
 from tests.ab_testing.analysis.sample_tables import interactions, per_user
 
 PEERS = json.loads(Path(__file__).with_name("peers.json").read_text())
@@ -53,12 +55,34 @@ def test_tea_tastings_relative_effect(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["ratio", "mean"])
+@pytest.mark.parametrize("name", ["ratio", "mean", "mean_cuped"])
 def test_gbstats(name: str) -> None:
     peer, ours = PEERS["gbstats"][name], effect(METRICS[name])
     assert ours.estimate == pytest.approx(peer["estimate"], rel=1e-9)
     assert ours.interval == pytest.approx(peer["ci"], rel=1e-9)
     assert ours.p_value == pytest.approx(peer["p_value"], rel=1e-9)
+
+
+def test_gbstats_clustered_variance_of_a_quantiles_share() -> None:
+    for variant, expected in PEERS["gbstats"]["quantile"].items():
+        ours = TABLE["variant"] == variant
+        values = TABLE["latency_s"][ours].astype(np.float64)
+        users = np.unique(TABLE["user_id"][ours], return_inverse=True)[1]
+        value = clustered_quantile(values, users, 0.9, 0.05).value
+        found = share_variance(values <= value, users, np.bincount(users))
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_shares_and_splits_of_all_peers() -> None:
+    for method, expected in PEERS["tea_tasting"]["shares"].items():
+        control, treatment = (Share(*pair) for pair in SHARES[method])
+        assert share_p_value(control, treatment) == pytest.approx(expected, rel=1e-9)
+    seen = dict(zip(("control", "treatment"), SPLIT, strict=True))
+    found = check_split(seen, {"control": 9, "treatment": 1}).p_value
+    assert found == pytest.approx(PEERS["tea_tasting"]["split"], rel=1e-9)
+    assert found == pytest.approx(PEERS["gbstats"]["split"], rel=1e-9)
+    z = float(stats.norm.isf(0.025))
+    assert wilson(Share(3, 40), z) == pytest.approx(PEERS["statsmodels"]["wilson"], rel=1e-9)
 
 
 def test_statsmodels_cluster_robust_variance() -> None:

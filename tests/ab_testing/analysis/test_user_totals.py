@@ -7,6 +7,7 @@ import pytest
 
 from ab_testing.analysis import analyse, mean, quantile, ratio
 from ab_testing.analysis.metric_effects import Variants, moments_effect
+from ab_testing.analysis.metrics import Metric
 from ab_testing.analysis.moments import Cell
 from ab_testing.analysis.tables import read_labels, read_units
 from ab_testing.analysis.user_totals import Layout, UserTotals, lay_out
@@ -41,6 +42,22 @@ def test_both_layouts_hold_the_same() -> None:
     is_even = np.arange(len(by_user.keys)) % 2 == 0
     parts = [UserTotals(TABLE, layout).restricted(is_even) for layout in (by_user, by_cell)]
     assert parts[0].moments(METRICS[0]) == parts[1].moments(METRICS[0])
+
+
+@pytest.mark.parametrize(
+    "metric", [ratio("r", "x", covariate="before", covariate_denominator="times"), mean("m", "x", covariate="before")]
+)
+def test_a_row_without_an_outcome_says_all_the_same_what_its_user_did_before(metric: Metric) -> None:
+    """Else the past would be known of those alone whose first request came to something."""
+    table = {
+        "user_id": np.array([0, 0, 1, 1]),
+        "variant": np.array(["control", "control", "treatment", "treatment"]),
+        "x": np.array([np.nan, 1.0, 2.0, 3.0]),
+        "before": np.array([5.0, np.nan, 7.0, np.nan]),
+        "times": np.array([1.0, np.nan, 1.0, np.nan]),
+    }
+    totals = UserTotals(table, lay_out(read_units(table, "user_id"), read_labels(table, "variant"), None))
+    assert [float(each) for each in totals.moments(metric).cells[Cell("", "control")].sums] == [1.0, 1.0, 5.0, 1.0]
 
 
 def test_a_user_in_both_variants_is_one_user_of_each() -> None:

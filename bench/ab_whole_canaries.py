@@ -1,37 +1,29 @@
-"""How often the canary is wrong, and how fast it is right: seeded simulations through the real state machine.
-
-    python -m bench.error_rates [--sims N] [--seed S]
-
-Prints a table and writes var/bench/error_rates.json.
-"""
+"""Whole canaries: users through the real state machine, until it promotes, rolls back or has no more users."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import statistics
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ab_testing.assignment import treatment_probability
-from ab_testing.canary import (
+from ab_testing.canary import Health, apply, decide, weight_of
+from ab_testing.canary_state import (
     CanaryConfig,
     CanaryState,
     GuardrailMetric,
-    Health,
+    PhaseCount,
+    UserEvent,
     UserOutcome,
-    apply,
-    decide,
     launch,
     observe,
-    weight_of,
+    observe_assigned,
+    observe_events,
 )
 from ab_testing.experiment import CANARY_RESERVE
 
@@ -40,8 +32,8 @@ _LOOK_EVERY = 10
 
 METRICS = (
     GuardrailMetric("thumbs_down", margin=0.05, weight=0.4, role="primary"),
-    GuardrailMetric("toxic", margin=0.05, weight=0.3),
-    GuardrailMetric("harmful_complied", margin=0.05, weight=0.3),
+    GuardrailMetric("toxic", margin=0.05, weight=0.3, counts_events=True),
+    GuardrailMetric("harmful_complied", margin=0.05, weight=0.3, counts_events=True),
 )
 DEFAULT = CanaryConfig(METRICS, min_dwell_s=0.0)
 # Without the other verdict in the way, each kind of error has the whole life of the canary to happen. One bound is
@@ -125,6 +117,20 @@ class Summary:
         """5 % and three standard errors of the simulation."""
         return 0.05 + 3 * math.sqrt(0.05 * 0.95 / self.sims)
 
+    def row(self) -> str:
+        """A line for people."""
+        if self.error_rate is not None:
+            error = math.sqrt(max(self.error_rate, 1 / self.sims) * (1 - self.error_rate) / self.sims)
+            result = f"{self.error} {self.error_rate:6.1%} ± {error:.1%} (allowed 5 %, with noise {self.allowed:.1%})"
+        else:
+            ended = ", ".join(f"{status} {share:.0%}" for status, share in self.ended.items())
+            steps = " + ".join(f"{users:.0f}" for users in self.median_users_by_step)
+            result = f"{ended}; median users {steps} = {self.median_users:.0f}, canary {self.median_canary_users:.0f}"
+        return f"{self.name:48} {result}"
+
+    def to_json(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in Summary.__slots__}
+
 
 def simulate(scenario: Scenario, rng: np.random.Generator) -> Run:
     """Run one canary until it ends or the users run out."""
@@ -133,7 +139,9 @@ def simulate(scenario: Scenario, rng: np.random.Generator) -> Run:
     users_by_step = [0] * len(config.steps)
     for seen in range(_LOOK_EVERY, scenario.users + 1, _LOOK_EVERY):
         users_by_step[state.step] += _LOOK_EVERY
-        state = observe(state, config, _outcomes(scenario, state.step, weight_of(state, config), seen, rng))
+        users = list(_outcomes(scenario, state.step, weight_of(state, config), seen, rng))
+        state = observe_assigned(state, config, _assigned(users))
+        state = observe(observe_events(state, config, _events(users)), config, users)
         decision = decide(state, config, float(seen), Health())
         state = apply(state, config, decision, float(seen))
         if state.is_final or state.status == "hold":
@@ -165,21 +173,16 @@ def run_scenario(scenario: Scenario, *, sims: int, seed: int) -> Summary:
     return summarise(scenario, [simulate(scenario, np.random.default_rng(child)) for child in seeds])
 
 
-def main() -> None:
-    """Run all scenarios."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sims", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=20_260)
-    parser.add_argument("--out", type=Path, default=Path("var/bench/error_rates.json"))
-    arguments = parser.parse_args()
-    started = time.perf_counter()
-    summaries = []
-    for scenario in SCENARIOS:
-        summaries.append(run_scenario(scenario, sims=arguments.sims, seed=arguments.seed))
-        print(_row(summaries[-1]), flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps([_to_json(summary) for summary in summaries], indent=1) + "\n")
-    print(f"{arguments.sims} simulations each, {time.perf_counter() - started:.0f} s; written to {arguments.out}")
+def _assigned(users: Iterable[UserOutcome]) -> Iterator[PhaseCount]:
+    for user in users:
+        yield PhaseCount(user.phase, user.treatment_probability, not user.is_treatment, user.is_treatment)
+
+
+def _events(users: Iterable[UserOutcome]) -> Iterator[UserEvent]:
+    for user in users:
+        for name, harm in user.values.items():
+            if harm:
+                yield UserEvent(name, user.unit, user.is_treatment, user.treatment_probability, user.phase)
 
 
 def _forced(state: CanaryState, scenario: Scenario, seen: int) -> CanaryState:
@@ -202,21 +205,3 @@ def _outcomes(
             metric.name: float(drawn < rate * scale) for metric, drawn, rate in zip(METRICS, luck, rates, strict=True)
         }
         yield UserOutcome(f"{seen}-{unit}", is_treatment, treatment_probability(weight), values, step)
-
-
-def _row(summary: Summary) -> str:
-    if summary.error_rate is not None:
-        result = f"{summary.error} {summary.error_rate:6.1%}  (allowed 5 %, with noise {summary.allowed:.1%})"
-    else:
-        ended = ", ".join(f"{status} {share:.0%}" for status, share in summary.ended.items())
-        steps = " + ".join(f"{users:.0f}" for users in summary.median_users_by_step)
-        result = f"{ended}; median users {steps} = {summary.median_users:.0f}, canary {summary.median_canary_users:.0f}"
-    return f"{summary.name:48} {result}"
-
-
-def _to_json(summary: Summary) -> dict[str, object]:
-    return {name: getattr(summary, name) for name in Summary.__slots__}
-
-
-if __name__ == "__main__":
-    main()

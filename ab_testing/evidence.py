@@ -1,0 +1,170 @@
+"""What is known about one metric of a canary, and how a metric's evidence of harm counts towards a rollback.
+
+Evidence may be averaged only along one order of information. All users' bets are made in the order in which users
+mature, so their weighted mean is an e-process again. A bet on an event is made earlier: by the time its user matures,
+the event has given away which side the user is on, and a mean of the two, looked at in between, is no e-process of
+anything (Choe and Ramdas, "Combining evidence across filtrations", 2024). So the weights are split: part of an
+event-counting metric's weight stays with the users' mean, the rest is a bet of its own, and the larger one decides.
+By Ville's inequality and a union bound, the probability of ever reaching 1/alpha is at most alpha times the sum of the
+weights, which is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+from ab_testing.eprocess import EventShareBet, HarmBet, MarginTally, NonInferiorityBet, check_outcome, log_weighted_mean
+
+EVENT_WEIGHT = 0.8
+"""Part of an event-counting metric's weight that is bet on events: rare harms show there first."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricEvidence:
+    """What is known about one metric."""
+
+    harm: HarmBet
+    certify: NonInferiorityBet
+    bound: tuple[NonInferiorityBet, ...] = ()
+    treatment_sum: float = 0.0
+    treatment_count: int = 0
+    events: EventShareBet = field(default_factory=EventShareBet)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "harm": self.harm.to_json(),
+            "certify": self.certify.to_json(),
+            "bound": [bet.to_json() for bet in self.bound],
+            "treatment_sum": self.treatment_sum,
+            "treatment_count": self.treatment_count,
+            "events": self.events.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, object]) -> MetricEvidence:
+        bound = cast(Sequence[Mapping[str, object]], data["bound"])
+        return cls(
+            HarmBet.from_json(cast(Mapping[str, object], data["harm"])),
+            NonInferiorityBet.from_json(cast(Mapping[str, object], data["certify"])),
+            tuple(NonInferiorityBet.from_json(bet) for bet in bound),
+            float(cast(float, data["treatment_sum"])),
+            int(cast(int, data["treatment_count"])),
+            EventShareBet.from_json(cast(Mapping[str, object], data["events"]))
+            if "events" in data
+            else EventShareBet(),
+        )
+
+
+class MetricTally:
+    """The evidence on one metric while users are being added to it."""
+
+    __slots__ = (
+        "_bound",
+        "_certify",
+        "_events",
+        "_is_required",
+        "_log_needed",
+        "harm",
+        "treatment_count",
+        "treatment_sum",
+    )
+
+    def __init__(self, evidence: MetricEvidence, *, is_required: bool, alpha_promote: float) -> None:
+        """Start from what is known.
+
+        Args:
+            is_required: Whether promotion waits for this metric: otherwise nobody asks what its margin bet says.
+            alpha_promote: Margins ruled out at this level stay ruled out: more users are not bet on.
+        """
+        self.harm = evidence.harm.tally()
+        self.treatment_sum = evidence.treatment_sum
+        self.treatment_count = evidence.treatment_count
+        self._log_needed = -math.log(alpha_promote)
+        self._certify = evidence.certify.tally(self._log_needed)
+        self._bound = [bet.tally(self._log_needed) for bet in evidence.bound]
+        self._events = evidence.events
+        self._is_required = is_required
+
+    def add(self, f: float, is_treatment: bool, w: float, *, certifies: bool) -> None:
+        """Bet on one more user.
+
+        Args:
+            f: The user's harm, in [0, 1], up is worse.
+            is_treatment: What the user saw.
+            w: Probability of treatment that was in force when the user was first seen.
+            certifies: Whether the user was randomised at a share of traffic that counts towards promotion.
+
+        Raises:
+            InvalidOutcome: The harm or the probability is impossible.
+        """
+        check_outcome(f, w)
+        self.harm.add(f, is_treatment, w)
+        if certifies and self._is_required and self._is_open(self._certify):
+            self._certify.add(f, is_treatment, w)
+        for bet in self._bound:
+            if self._is_open(bet):
+                bet.add(f, is_treatment, w)
+        if is_treatment:
+            self.treatment_sum += f
+            self.treatment_count += 1
+
+    def _is_open(self, bet: MarginTally) -> bool:
+        """Whether more users can still change what the bet says."""
+        return bet.peak < self._log_needed or not (bet.control_count and bet.treatment_count)
+
+    def frozen(self) -> MetricEvidence:
+        return MetricEvidence(
+            self.harm.frozen(),
+            self._certify.frozen(),
+            tuple([bet.frozen() for bet in self._bound]),
+            self.treatment_sum,
+            self.treatment_count,
+            self._events,
+        )
+
+
+class HarmWeights(NamedTuple):
+    """How one metric's weight is split over the two kinds of bets."""
+
+    users: float
+    events: float
+
+
+def harm_weights(weight: float, *, counts_events: bool) -> HarmWeights:
+    """Return what a metric's bets count for: together its weight.
+
+    >>> harm_weights(0.25, counts_events=False)
+    HarmWeights(users=0.25, events=0.0)
+    """
+    return (
+        HarmWeights((1 - EVENT_WEIGHT) * weight, EVENT_WEIGHT * weight) if counts_events else HarmWeights(weight, 0.0)
+    )
+
+
+class LogHarm(NamedTuple):
+    """Logarithms of the evidence of harm."""
+
+    overall: float
+    """What decides about a rollback."""
+    by_metric: dict[str, float]
+    """Each metric's bets, the larger at its part of the metric's weight, were that weight one."""
+
+
+def log_harm(evidence: Mapping[str, MetricEvidence], weights: Mapping[str, HarmWeights]) -> LogHarm:
+    """Return the evidence of harm as it is now."""
+    users = {name: evidence[name].harm.log_e_value for name in weights}
+    events = {name: evidence[name].events.log_e_value for name, weight in weights.items() if weight.events > 0}
+    overall = log_users_mean(list(users.values()), list(weights.values()))
+    by_metric = dict(users)
+    for name, log in events.items():
+        overall = max(overall, log + math.log(weights[name].events))
+        by_metric[name] = max(users[name] + math.log(1 - EVENT_WEIGHT), log + math.log(EVENT_WEIGHT))
+    return LogHarm(overall, by_metric)
+
+
+def log_users_mean(logs: Sequence[float], weights: Sequence[HarmWeights]) -> float:
+    """Return the logarithm of the weighted mean of all metrics' bets on users."""
+    return log_weighted_mean(logs, [weight.users for weight in weights])
