@@ -283,7 +283,8 @@ class DatabaseLimiter:
             await self._report(account.own, is_idle, now)
         await self._renew_slots(account, is_idle)
         await self._flush_users(account, is_idle, is_last)
-        self._ledger.forget_some_idle_users(account, now, USERS_PER_LOOK)
+        async with self._lock(account.key_id):  # Whoever asks for the first time has nothing yet, and is not idle.
+            self._ledger.forget_some_idle_users(account, now, USERS_PER_LOOK)
         if is_idle and account.is_empty():
             self._active.pop(account.key_id, None)
 

@@ -822,6 +822,33 @@ async def test_many_users_are_reported_a_bounded_number_at_a_time(
     await limiter.stop()
 
 
+async def test_whoever_is_asked_for_the_first_time_is_not_forgotten_meanwhile(
+    database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Interrupted(database.engine)
+    limiter = limiter_on(slow, clock)
+    key = key_of(KeyLimits(user_concurrency=1))
+    await limiter.reserve(key, "ann", 10)
+    flush_users, asked = limiter._flush_users, asyncio.Event()
+    waiting: list[asyncio.Task[Reservation]] = []
+
+    async def flush_users_and_ask(*given: Any) -> None:
+        await flush_users(*given)
+        slow.stuck.clear()
+        n_before = slow.n_asked
+        waiting.append(asyncio.create_task(limiter.reserve(key, "bob", 10)))
+        await asyncio.to_thread(eventually, lambda: slow.n_asked > n_before)
+        asked.set()
+
+    monkeypatch.setattr(limiter, "_flush_users", flush_users_and_ask)
+    flushing = asyncio.create_task(limiter.flush())
+    await asked.wait()
+    await asyncio.wait({flushing}, timeout=0.2)
+    slow.stuck.set()
+    await flushing
+    assert isinstance(await waiting[0], Reservation)
+
+
 async def test_a_user_s_large_part_goes_back_when_the_key_is_idle(database: Database, clock: Clock) -> None:
     limiter = limiter_on(database, clock)
     key = key_of(KeyLimits(user_tokens_per_minute=6400))
