@@ -1,4 +1,4 @@
-"""How many users a comparison needs, and how soon a canary's harm shows, before anything is launched."""
+"""How many users a comparison needs, before anything is launched; of canaries see `ab_testing/forecast.py`."""
 
 from __future__ import annotations
 
@@ -87,37 +87,6 @@ def detectable_effect(design: Design, users: float, wanted: float = 0.8) -> floa
     unit = _std_error(design, users)
     shift = optimize.brentq(lambda effect: power(design, effect, users) - wanted, 0.0, 60 * unit, xtol=1e-15)
     return float(shift)
-
-
-class HarmForecast(NamedTuple):
-    """When the event-share e-process is expected to stop a harmful canary."""
-
-    canary_events: float
-    users: float
-    """Analysed, of both variants."""
-    canary_users: float
-    seconds: float
-
-
-def harm_forecast(
-    rate: float, rate_ratio: float, treatment_share: float, users_per_s: float, alpha: float = 0.05
-) -> HarmForecast:
-    """Return how soon a harm that is `rate_ratio` times as common as `rate` per user is expected to be found.
-
-    Events needed are about ln(1 / alpha) / KL(q || w), where q is the canary's share of events if the harm is real and
-    w its share of users (Lindon and Malek, NeurIPS 2022).
-
-    Raises:
-        InsufficientData: The canary is no worse, so there is nothing to find.
-    """
-    share = treatment_share
-    if rate_ratio <= 1:
-        raise InsufficientData("a canary that is no worse is never found")
-    tilted = rate_ratio * share / (rate_ratio * share + 1 - share)
-    divergence = tilted * math.log(tilted / share) + (1 - tilted) * math.log((1 - tilted) / (1 - share))
-    events = math.log(1 / alpha) / divergence
-    users = events / (rate * (rate_ratio * share + 1 - share))
-    return HarmForecast(events * tilted, users, users * share, users / users_per_s)
 
 
 def _std_error(design: Design, users: float) -> float:
