@@ -60,7 +60,7 @@ def place_of(experiment: Experiment, unit_id: str) -> Place:
     """Return the zone of a unit of an experiment."""
     if not experiment.is_canary:
         return "split"
-    place = canary_place(experiment.salt, unit_id, experiment.variant(TREATMENT).weight)
+    place = canary_place(experiment, unit_id)
     if place == RESERVED:
         return "reserved"
     return "treatment" if place == TREATMENT else "rest"

@@ -332,8 +332,12 @@ class _Tally:
     """A state's evidence while matured users are being added to it: frozen again before anybody sees it."""
 
     def __init__(self, state: CanaryState, config: CanaryConfig) -> None:
-        self._metrics = {metric.name: _metric_tally(state, config, metric) for metric in config.metrics}
-        self._weights = list(config.harm_weights.values())
+        needed = -math.log(config.alpha_promote)
+        self._metrics = {
+            each.name: MetricTally(state.metrics[each.name], is_required=each.role != "signal", log_needed=needed)
+            for each in config.metrics
+        }
+        self._config = config
         self._phases = {count.phase: count for count in state.phases}
         self._certifies_from = treatment_probability(config.certify_from) - _ROUNDING
         self._harm_peak = state.harm_peak
@@ -360,15 +364,15 @@ class _Tally:
         self._phases[phase] = _sum(before, PhaseCount(phase, w, not outcome.is_treatment, outcome.is_treatment))
 
     def _raise_peak(self) -> None:
-        bets = [metric.harm for metric in self._metrics.values()]
-        if max([bet.log_limit for bet in bets]) < self._log_limit:
+        if max([max(metric.harm.log_wealth) for metric in self._metrics.values()]) < self._log_limit:
             return  # No mean is above its largest part: nothing is decided here, and most users end here.
-        logs = [bet.log_e_value for bet in bets]
-        harm = log_users_mean(logs, self._weights)
+        weights = list(self._config.harm_weights.values())
+        logs = [metric.harm.log_e_value for metric in self._metrics.values()]
+        harm = log_users_mean(logs, weights)
         if harm > self._harm_peak:
             self._harm_peak = harm
             self._log_limit = max(self._log_limit, harm)
-            parts = [log + _log(weight.users) for log, weight in zip(logs, self._weights, strict=True)]
+            parts = [log + _log(weight.users) for log, weight in zip(logs, weights, strict=True)]
             self._harm_metric = list(self._metrics)[parts.index(max(parts))]
 
     def added_to(self, state: CanaryState) -> CanaryState:
@@ -381,11 +385,6 @@ class _Tally:
         )
 
 
-def _metric_tally(state: CanaryState, config: CanaryConfig, metric: GuardrailMetric) -> MetricTally:
-    evidence, is_required = state.metrics[metric.name], metric.role != "signal"
-    return MetricTally(evidence, is_required=is_required, alpha_promote=config.alpha_promote)
-
-
 def _observe_event(state: CanaryState, config: CanaryConfig, event: UserEvent) -> CanaryState:
     metric = next((metric for metric in config.metrics if metric.name == event.metric), None)
     if metric is None:
@@ -393,7 +392,7 @@ def _observe_event(state: CanaryState, config: CanaryConfig, event: UserEvent) -
     if not metric.counts_events:
         return state
     before = state.metrics[metric.name]
-    after = replace(before, events=before.events.update(event.is_treatment, event.treatment_probability))
+    after = before._replace(events=before.events.update(event.is_treatment, event.treatment_probability))
     state = replace(state, metrics={**state.metrics, metric.name: after})
     harm = after.events.log_e_value + _log(config.harm_weights[metric.name].events)
     return state if harm <= state.harm_peak else replace(state, harm_peak=harm, harm_metric=metric.name)

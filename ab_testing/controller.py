@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import structlog
 
@@ -108,6 +108,20 @@ class Tick:
     n_new_users: int
 
 
+class _Order(NamedTuple):
+    """What a person wants done."""
+
+    action: Action
+    reason: str
+    actor: str
+    epoch: int
+    rollout_id: str | None
+
+    def is_of(self, rollout: Rollout) -> bool:
+        """Whether this rollout is meant; without an id, whichever there is."""
+        return self.rollout_id in (None, rollout.id)
+
+
 class Controller:
     """Looks after the rollouts of all aliases. One process at a time holds the lease to call `tick`."""
 
@@ -160,39 +174,47 @@ class Controller:
             self._act(rollout, after, decision, CONTROLLER, epoch, inputs)
         return Tick(after, decision, watch.users - rollout.watch.users)
 
-    def act(self, alias: str, action: Action, reason: str, *, actor: str, epoch: int) -> Tick | None:
+    def act(
+        self, alias: str, action: Action, reason: str, *, actor: str, epoch: int, rollout_id: str | None = None
+    ) -> Tick | None:
         """Do what a person orders; None when nothing is being rolled out.
+
+        Args:
+            rollout_id: the one that is meant: if another one has taken its place meanwhile, that is left alone.
 
         Raises:
             StaleWrite: others kept writing meanwhile, or hold a later lease; nothing was changed.
         """
+        order = _Order(action, reason, actor, epoch, rollout_id)
         for _ in range(MOST_ATTEMPTS - 1):
             try:
-                return self._act_once(alias, action, reason, actor, epoch)
+                return self._act_once(alias, order)
             except StaleWrite as exc:
                 log.info("order_repeated", alias=alias, action=action, reason=str(exc))
-        return self._act_once(alias, action, reason, actor, epoch)
+        return self._act_once(alias, order)
 
-    def _act_once(self, alias: str, action: Action, reason: str, actor: str, epoch: int) -> Tick | None:
+    def _act_once(self, alias: str, order: _Order) -> Tick | None:
         rollout = running_rollout(self._database, alias)
         if rollout is None:
-            return self._take_back(alias, action, reason, actor, epoch)
+            return self._take_back(alias, order)
+        if not order.is_of(rollout):
+            return None
         now = self._clock()
-        decision = override(rollout.state, rollout.config, action, reason)
+        decision = override(rollout.state, rollout.config, order.action, order.reason)
         state = apply(rollout.state, rollout.config, decision, now)
         watch = open_watch(state, rollout.config, now, rollout.maturity_s)
         after = replace(rollout, state=state, watch=watch, updated_at=now)
-        self._act(rollout, after, decision, actor, epoch)
+        self._act(rollout, after, decision, order.actor, order.epoch)
         return Tick(after, decision, 0)
 
-    def _take_back(self, alias: str, action: Action, reason: str, actor: str, epoch: int) -> Tick | None:
+    def _take_back(self, alias: str, order: _Order) -> Tick | None:
         """Of a promotion that is watched a person may only order the end."""
         rollout = watched_rollout(self._database, alias)
-        if rollout is None or action != "roll_back":
+        if rollout is None or order.action != "roll_back" or not order.is_of(rollout):
             return None
-        decision = take_back(rollout.watch, rollout.config, reason)
+        decision = take_back(rollout.watch, rollout.config, order.reason)
         after = replace(rollout, state=after_watch(rollout.state, decision), updated_at=self._clock())
-        self._act(rollout, after, decision, actor, epoch)
+        self._act(rollout, after, decision, order.actor, order.epoch)
         return Tick(after, decision, 0)
 
     def _act(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from operator import add
 from typing import NamedTuple, Self, cast
 
 from ab_testing.errors import InvalidOutcome
@@ -33,9 +33,11 @@ change the name. Evidence that "betting-1" stored goes on as it is: the grids ar
 _CAUTION = 0.999
 """Never stake everything: one unlucky user must not end the process at zero."""
 _PRIOR_SUM, _PRIOR_COUNT = 0.5, 1.0
-"""Where the mean harm of the control starts, worth one user."""
+"""Where the mean harm of the control starts, worth one user: what is bet on is known before the bet is made."""
 _SPLIT_PRIOR = 100.0
 """Concentration of the prior around the intended split; 10000 is the usual default and slow to notice a fault."""
+_ROUNDING = 1e-9
+"""Far above what rounding may do to a payoff, or to a wealth of thousands of them."""
 _LARGEST_LOG = 700.0
 """exp of more than this is not a finite number."""
 
@@ -60,8 +62,7 @@ _LOG_RATIOS = tuple(0.25 * step for step in range(1, 17))
 _RATIO_GRID = _grid({ratio: math.exp(-0.5 * (ratio / 1.5) ** 2) for ratio in _LOG_RATIOS})
 
 
-@dataclass(frozen=True, slots=True)
-class HarmBet:
+class HarmBet(NamedTuple):
     """Bets that the treatment is worse. Reaching 1/alpha is reason to roll back."""
 
     log_wealth: tuple[float, ...] = (0.0,) * len(_HARM_GRID.sizes)
@@ -80,13 +81,17 @@ class HarmBet:
             InvalidOutcome: The harm or the probability is impossible.
         """
         check_outcome(f, w)
-        tally = self.tally()
-        tally.add(f, is_treatment, w)
-        return tally.frozen()
+        return self.after(f, is_treatment, w)
 
-    def tally(self) -> HarmTally:
-        """Return a copy that many users can be added to at little cost."""
-        return HarmTally(self.log_wealth, self.control_sum, self.control_count)
+    def after(self, f: float, is_treatment: bool, w: float) -> HarmBet:
+        """As `update`, of an outcome that has been checked."""
+        log_wealth, total, count = self
+        mean = (_PRIOR_SUM + total) / (_PRIOR_COUNT + count)
+        # The largest stake that cannot lose everything: the payoff's minimum is -(1-w)m or -w(1-m).
+        in_treatment, in_control = (1 - w) * mean, w * (1 - mean)
+        stake = _CAUTION / (in_treatment if in_treatment > in_control else in_control)
+        wealth = _bet(log_wealth, _HARM_GRID.sizes, stake * (is_treatment - w) * (f - mean))
+        return HarmBet(wealth, total, count) if is_treatment else HarmBet(wealth, total + f, count + 1)
 
     @property
     def log_e_value(self) -> float:
@@ -120,40 +125,7 @@ class HarmBet:
         )
 
 
-@dataclass(slots=True)
-class HarmTally:
-    """A `HarmBet` while users are being added to it."""
-
-    log_wealth: Sequence[float]
-    control_sum: float
-    control_count: int
-
-    def add(self, f: float, is_treatment: bool, w: float) -> None:
-        """Bet on one more user, whose outcome has been checked; arguments as for `HarmBet.update`."""
-        mean = _control_mean(self.control_sum, self.control_count)
-        # The largest stake that cannot lose everything: the payoff's minimum is -(1-w)m or -w(1-m).
-        in_treatment, in_control = (1 - w) * mean, w * (1 - mean)
-        stake = _CAUTION / (in_treatment if in_treatment > in_control else in_control)
-        self.log_wealth = _bet(self.log_wealth, _HARM_GRID, stake * (is_treatment - w) * (f - mean))
-        if not is_treatment:
-            self.control_sum += f
-            self.control_count += 1
-
-    @property
-    def log_e_value(self) -> float:
-        return _log_average(self.log_wealth, _HARM_GRID)
-
-    @property
-    def log_limit(self) -> float:
-        """What `log_e_value` cannot exceed, at less cost: no mean is above its largest part."""
-        return max(self.log_wealth)
-
-    def frozen(self) -> HarmBet:
-        return HarmBet(tuple(self.log_wealth), self.control_sum, self.control_count)
-
-
-@dataclass(frozen=True, slots=True)
-class NonInferiorityBet:
+class NonInferiorityBet(NamedTuple):
     """Bets that the treatment is worse by less than `margin`. Reaching 1/alpha rules a harm of `margin` out."""
 
     margin: float
@@ -165,32 +137,35 @@ class NonInferiorityBet:
     "at any time" means."""
     treatment_count: int = 0
 
-    def __post_init__(self) -> None:
-        if not 0 < self.margin < 1:
-            raise InvalidOutcome(f"a margin lies between 0 and 1, got {self.margin}")
-
     def update(self, f: float, is_treatment: bool, w: float) -> NonInferiorityBet:
         """Return the evidence after one more user; as `HarmBet.update`."""
+        _check_margin(self.margin)
         check_outcome(f, w)
-        tally = self.tally()
-        tally.add(f, is_treatment, w)
-        return tally.frozen()
+        return self.after(f, is_treatment, w)
 
-    def tally(self, log_needed: float = 0.0) -> MarginTally:
-        """Return a copy that many users can be added to at little cost.
+    def after(self, f: float, is_treatment: bool, w: float, log_needed: float = 0.0) -> NonInferiorityBet:
+        """As `update`, of an outcome and a margin that have been checked.
 
         Args:
+            f: The user's harm.
+            is_treatment: What the user saw.
+            w: Probability of treatment.
             log_needed: Peaks below this need not be told apart.
         """
-        return MarginTally(
-            self.margin,
-            self.log_wealth,
-            self.control_sum,
-            self.control_count,
-            self.peak,
-            self.treatment_count,
-            max(self.peak, log_needed),
-        )
+        margin, log_wealth, total, count, peak, treatment_count = self
+        mean = (_PRIOR_SUM + total) / (_PRIOR_COUNT + count)
+        excess = (f - mean) / w if is_treatment else (mean - f) / (1 - w)
+        in_treatment, in_control = (1 - mean) / w, mean / (1 - w)
+        # Positive: the larger of the two is never below 1.
+        largest = (in_treatment if in_treatment > in_control else in_control) - margin
+        payoff = -_CAUTION * (excess - margin) / largest
+        wealth = _bet(log_wealth, _MARGIN_GRID.sizes, payoff)
+        # Every stake loses what a negative payoff takes, and no mean is above its largest part.
+        if payoff > -_ROUNDING and max(wealth) > (peak if peak > log_needed else log_needed):
+            peak = max(peak, _log_average(wealth, _MARGIN_GRID))
+        if is_treatment:
+            return NonInferiorityBet(margin, wealth, total, count, peak, treatment_count + 1)
+        return NonInferiorityBet(margin, wealth, total + f, count + 1, peak, treatment_count)
 
     @property
     def log_e_value(self) -> float:
@@ -217,7 +192,7 @@ class NonInferiorityBet:
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> Self:
         return cls(
-            float(cast(float, data["margin"])),
+            _check_margin(float(cast(float, data["margin"]))),
             _wealth_from_json(data, _MARGIN_GRID),
             float(cast(float, data["control_sum"])),
             int(cast(int, data["control_count"])),
@@ -226,45 +201,7 @@ class NonInferiorityBet:
         )
 
 
-@dataclass(slots=True)
-class MarginTally:
-    """A `NonInferiorityBet` while users are being added to it."""
-
-    margin: float
-    log_wealth: Sequence[float]
-    control_sum: float
-    control_count: int
-    peak: float
-    treatment_count: int
-    _log_limit: float
-    """No mean is above its largest part: below this, none is taken."""
-
-    def add(self, f: float, is_treatment: bool, w: float) -> None:
-        """Bet on one more user, whose outcome has been checked; arguments as for `HarmBet.update`."""
-        mean = _control_mean(self.control_sum, self.control_count)
-        excess = (f - mean) / w if is_treatment else (mean - f) / (1 - w)
-        in_treatment, in_control = (1 - mean) / w, mean / (1 - w)
-        # Positive: the larger of the two is never below 1.
-        largest = (in_treatment if in_treatment > in_control else in_control) - self.margin
-        wealth = _bet(self.log_wealth, _MARGIN_GRID, -_CAUTION * (excess - self.margin) / largest)
-        self.log_wealth = wealth
-        if max(wealth) > self._log_limit:
-            self.peak = max(self.peak, _log_average(wealth, _MARGIN_GRID))
-            self._log_limit = max(self._log_limit, self.peak)
-        if is_treatment:
-            self.treatment_count += 1
-        else:
-            self.control_sum += f
-            self.control_count += 1
-
-    def frozen(self) -> NonInferiorityBet:
-        return NonInferiorityBet(
-            self.margin, tuple(self.log_wealth), self.control_sum, self.control_count, self.peak, self.treatment_count
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class EventShareBet:
+class EventShareBet(NamedTuple):
     """Bets that rare harmful events fall on the treatment more often than users do.
 
     Feed it each user's first event, the moment it happens: there is nothing to wait for, and it works while the control
@@ -355,17 +292,18 @@ def check_outcome(f: float, w: float) -> None:
         raise InvalidOutcome(f"probability of treatment must lie between 0 and 1, got {w}")
 
 
-def _control_mean(total: float, count: int) -> float:
-    """Mean harm of the control users already seen: known before the next bet is made."""
-    return (_PRIOR_SUM + total) / (_PRIOR_COUNT + count)
+def _check_margin(margin: float) -> float:
+    if not 0 < margin < 1:
+        raise InvalidOutcome(f"a margin lies between 0 and 1, got {margin}")
+    return margin
 
 
-def _bet(log_wealth: Sequence[float], grid: _Grid, payoff: float) -> list[float]:
+def _bet(log_wealth: tuple[float, ...], sizes: tuple[float, ...], payoff: float) -> tuple[float, ...]:
     # Written out, for this is where the time goes: a loop over the eight stakes takes twice as long.
     log1p = math.log1p
     a, b, c, d, e, f, g, h = log_wealth
-    p, q, r, s, t, u, v, w = grid.sizes
-    return [
+    p, q, r, s, t, u, v, w = sizes
+    return (
         a + log1p(p * payoff),
         b + log1p(q * payoff),
         c + log1p(r * payoff),
@@ -374,14 +312,13 @@ def _bet(log_wealth: Sequence[float], grid: _Grid, payoff: float) -> list[float]
         f + log1p(u * payoff),
         g + log1p(v * payoff),
         h + log1p(w * payoff),
-    ]
+    )
 
 
 def _log_average(log_wealth: Sequence[float], grid: _Grid) -> float:
-    exp = math.exp
-    terms = [wealth + share for wealth, share in zip(log_wealth, grid.log_shares, strict=True)]
+    terms: list[float] = list(map(add, log_wealth, grid.log_shares))
     top = max(terms)
-    return top + math.log(math.fsum([exp(term - top) for term in terms]))
+    return top + math.log(math.fsum(map(math.exp, [term - top for term in terms])))
 
 
 def _share_gain(ratio: float, is_treatment: bool, w: float) -> float:

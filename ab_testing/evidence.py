@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
-from ab_testing.eprocess import EventShareBet, HarmBet, MarginTally, NonInferiorityBet, check_outcome, log_weighted_mean
+from ab_testing.eprocess import EventShareBet, HarmBet, NonInferiorityBet, check_outcome, log_weighted_mean
 
 EVENT_WEIGHT = 0.8
 """Part of an event-counting metric's weight that is bet on events: rare harms show there first."""
 
 
-@dataclass(frozen=True, slots=True)
-class MetricEvidence:
+class MetricEvidence(NamedTuple):
     """What is known about one metric."""
 
     harm: HarmBet
@@ -31,7 +29,7 @@ class MetricEvidence:
     bound: tuple[NonInferiorityBet, ...] = ()
     treatment_sum: float = 0.0
     treatment_count: int = 0
-    events: EventShareBet = field(default_factory=EventShareBet)
+    events: EventShareBet = EventShareBet()
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -61,32 +59,19 @@ class MetricEvidence:
 class MetricTally:
     """The evidence on one metric while users are being added to it."""
 
-    __slots__ = (
-        "_bound",
-        "_certify",
-        "_events",
-        "_is_required",
-        "_log_needed",
-        "harm",
-        "treatment_count",
-        "treatment_sum",
-    )
+    __slots__ = ("_bound", "_certify", "_count", "_events", "_is_required", "_log_needed", "_sum", "harm")
 
-    def __init__(self, evidence: MetricEvidence, *, is_required: bool, alpha_promote: float) -> None:
+    def __init__(self, evidence: MetricEvidence, *, is_required: bool, log_needed: float) -> None:
         """Start from what is known.
 
         Args:
+            evidence: What is known.
             is_required: Whether promotion waits for this metric: otherwise nobody asks what its margin bet says.
-            alpha_promote: Margins ruled out at this level stay ruled out: more users are not bet on.
+            log_needed: Margins that such evidence rules out stay ruled out: more users are not bet on.
         """
-        self.harm = evidence.harm.tally()
-        self.treatment_sum = evidence.treatment_sum
-        self.treatment_count = evidence.treatment_count
-        self._log_needed = -math.log(alpha_promote)
-        self._certify = evidence.certify.tally(self._log_needed)
-        self._bound = [bet.tally(self._log_needed) for bet in evidence.bound]
-        self._events = evidence.events
+        self.harm, self._certify, self._bound, self._sum, self._count, self._events = evidence
         self._is_required = is_required
+        self._log_needed = log_needed
 
     def add(self, f: float, is_treatment: bool, w: float, *, certifies: bool) -> None:
         """Bet on one more user.
@@ -101,29 +86,25 @@ class MetricTally:
             InvalidOutcome: The harm or the probability is impossible.
         """
         check_outcome(f, w)
-        self.harm.add(f, is_treatment, w)
-        if certifies and self._is_required and self._is_open(self._certify):
-            self._certify.add(f, is_treatment, w)
-        for bet in self._bound:
-            if self._is_open(bet):
-                bet.add(f, is_treatment, w)
+        needed = self._log_needed
+        self.harm = self.harm.after(f, is_treatment, w)
+        if certifies and self._is_required and _is_open(self._certify, needed):
+            self._certify = self._certify.after(f, is_treatment, w, needed)
+        if self._bound:
+            self._bound = tuple(
+                [bet.after(f, is_treatment, w, needed) if _is_open(bet, needed) else bet for bet in self._bound]
+            )
         if is_treatment:
-            self.treatment_sum += f
-            self.treatment_count += 1
-
-    def _is_open(self, bet: MarginTally) -> bool:
-        """Whether more users can still change what the bet says."""
-        return bet.peak < self._log_needed or not (bet.control_count and bet.treatment_count)
+            self._sum += f
+            self._count += 1
 
     def frozen(self) -> MetricEvidence:
-        return MetricEvidence(
-            self.harm.frozen(),
-            self._certify.frozen(),
-            tuple([bet.frozen() for bet in self._bound]),
-            self.treatment_sum,
-            self.treatment_count,
-            self._events,
-        )
+        return MetricEvidence(self.harm, self._certify, self._bound, self._sum, self._count, self._events)
+
+
+def _is_open(bet: NonInferiorityBet, log_needed: float) -> bool:
+    """Whether more users can still change what the bet says."""
+    return bet.peak < log_needed or not (bet.control_count and bet.treatment_count)
 
 
 class HarmWeights(NamedTuple):

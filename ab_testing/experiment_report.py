@@ -53,7 +53,7 @@ class ExperimentReport:
         return {
             "experiment": self.wanted.experiment,
             "users": dict(self.users),
-            "split": {"assigned": _split_json(self.assigned), "scored": _split_json(self.scored)},
+            "split": {"assigned": split_json(self.assigned), "scored": split_json(self.scored)},
             "is_as_declared": self.is_as_declared,
             "alpha": self.report.alpha,
             "effects": self.report.rows(),
@@ -61,11 +61,7 @@ class ExperimentReport:
 
     def warnings(self) -> list[str]:
         """What stands against the whole report, in plain words."""
-        found = [
-            f"the split of {which} users is not the one intended ({_counts(check)}): find out who is missing"
-            for which, check in (("assigned", self.assigned), ("scored", self.scored))
-            if check.is_mismatch
-        ]
+        found = split_warnings({"assigned": self.assigned, "scored": self.scored})
         if self.is_as_declared is False:
             found.append("the metrics have been changed since this experiment was started")
         return found
@@ -144,7 +140,7 @@ def _declared_at_start(database: Database, experiment: str) -> object:
     return next((event.detail.get(FROZEN) for event in noted if event.action == "experiment.start"), None)
 
 
-def _split_json(check: SplitCheck) -> dict[str, object]:
+def split_json(check: SplitCheck) -> dict[str, object]:
     return {
         "counts": check.counts,
         "expected": check.expected,
@@ -152,6 +148,15 @@ def _split_json(check: SplitCheck) -> dict[str, object]:
         "log_bayes_factor": check.log_bayes_factor,
         "is_mismatch": check.is_mismatch,
     }
+
+
+def split_warnings(checks: Mapping[str, SplitCheck]) -> list[str]:
+    """Of the users that are named, those that did not come in the shares intended."""
+    return [
+        f"the split of {which} users is not the one intended ({_counts(check)}): find out who is missing"
+        for which, check in checks.items()
+        if check.is_mismatch
+    ]
 
 
 def _counts(check: SplitCheck) -> str:

@@ -15,9 +15,10 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from ab_testing.experiment import CONTROL
+from ab_testing.experiment import CONTROL, HOLDOUT
 from ab_testing.outcomes import COMPLIES, REFUSES
 from feedback.batches import Batch, stream
+from feedback.erasure_store import was_erased
 from feedback.history import ID
 from feedback.interactions import Status
 from feedback.partitions import Ids
@@ -27,6 +28,7 @@ from pawl.database import Database
 from pawl.schema import feedback_events, interactions, scores
 
 DAY_S: Final = 86400.0
+EVERYBODY_ELSE: Final = "everybody else"
 TENURES: Final = ("first day", "first week", "later")
 COUNTED: Final = frozenset({Status.OK.value, Status.UPSTREAM_ERROR.value, Status.CLIENT_DISCONNECTED.value})
 """A request that the engine refused, or that a restart cut short, says nothing of the variant."""
@@ -102,12 +104,81 @@ def read_experiment(database: Database, experiment: str, *, now: float, return_d
         "probability": rows.probability[first][rows.user],
         "created_at": rows.created_at,
         "tenure": _tenure(rows, first),
-        **{name: rows.facts[:, place] for place, name in enumerate(_FACTS)},
-        **{name: said[place] * rows.facts[:, _FACTS.index("answered")] for place, name in enumerate(_SAID)},
+        **_measures(rows, said),
         **_returns(rows, first, now, return_days * DAY_S),
         **_past(database, experiment, users, first, len(rows.id)),
     }
     return {name: column[is_kept] for name, column in table.items()}
+
+
+class Beside(NamedTuple):
+    """The hold-out beside everybody else."""
+
+    table: Table
+    """As `read_experiment` gives it, but for the past; its variants are `holdout` and `everybody else`."""
+    since: float
+    """The first request of the hold-out as it is now."""
+    share: float
+    """Of the users, which was to be held out."""
+    n_in_both: int
+    """Users who were held out at times only: somebody changed the salt."""
+
+
+def read_holdout(
+    database: Database, alias: str, *, since: float, now: float, return_days: float = 7.0
+) -> Beside | None:
+    """What happened to held-out users and to everybody else who can be named; None without a held-out user.
+
+    A user belongs to the side of the first request; one who asked for a variant by its name is not counted with that.
+    Only the time of the hold-out's present share is read: with another share others were held out.
+    """
+    i = interactions.c
+    is_recent = sa.and_(i.alias == alias, i.created_at >= since, i.created_at < now)
+    began, share = _present_holdout(database, is_recent)
+    if share is None:
+        return None
+    is_told_apart = sa.and_(_is_somebody(), sa.not_(was_erased()), sa.not_(_is_forced()))
+    wanted = sa.and_(is_recent, i.created_at >= began, is_told_apart)
+    users, names = _Names(), _Names()
+    rows = _read_rows(database, wanted, users, names)
+    first = _first_rows(rows.user)
+    # A variant of an experiment may have that name too, but the hold-out's users are analysed nowhere.
+    is_held = (rows.variant == names.number(HOLDOUT)) & ~rows.is_analysed
+    is_held_first = is_held[first][rows.user]
+    table: Table = {
+        "user_id": rows.user,
+        "variant": np.where(is_held_first, HOLDOUT, EVERYBODY_ELSE),
+        "created_at": rows.created_at,
+        **_measures(rows, _said(database, wanted, rows.id)),
+        **_returns(rows, first, now, return_days * DAY_S),
+    }
+    return Beside(table, began, share, len(np.unique(rows.user[is_held != is_held_first])))
+
+
+def _present_holdout(database: Database, is_recent: sa.ColumnElement[bool]) -> tuple[float, float | None]:
+    """Since when the hold-out has had its present share, as far back as was asked for, and that share."""
+    i = interactions.c
+    is_held = sa.and_(is_recent, i.experiment == HOLDOUT, i.assigned_variant == HOLDOUT, sa.not_(i.is_analysed))
+    query = sa.select(i.probability, sa.func.min(i.created_at), sa.func.max(i.created_at)).where(is_held)
+    with database.read() as connection:
+        found = sorted(connection.execute(query.group_by(i.probability)).all(), key=lambda row: row[2])
+    if not found:
+        return 0.0, None
+    share, began, _ = found[-1]
+    ended = max((row[2] for row in found[:-1]), default=-math.inf)
+    return max(float(began), math.nextafter(ended, math.inf)), float(share)
+
+
+def _is_somebody() -> sa.ColumnElement[bool]:
+    """Requests of nobody, without user and key, are another unit each time, and never held out."""
+    return sa.or_(interactions.c.user_id.is_not(None), interactions.c.key_id != "")
+
+
+def _is_forced() -> sa.ColumnElement[bool]:
+    """Whether somebody asked for this variant by its name: it had no chance, and is analysed nowhere."""
+    i = interactions.c
+    is_in_one = sa.and_(i.experiment.is_not(None), i.experiment != HOLDOUT)
+    return sa.and_(is_in_one, sa.not_(i.is_analysed), i.probability == 1.0)
 
 
 class Traffic(NamedTuple):
@@ -133,11 +204,17 @@ def read_traffic(database: Database, alias: str, *, since: float, now: float) ->
         "user_id": rows.user,
         "variant": names.array()[rows.variant],
         "created_at": rows.created_at,
-        **{name: rows.facts[:, place] for place, name in enumerate(_FACTS)},
-        **{name: said[place] * rows.facts[:, _FACTS.index("answered")] for place, name in enumerate(_SAID)},
+        **_measures(rows, said),
     }
     seconds = now - float(rows.created_at[0]) if len(rows.id) else 0.0
     return Traffic({name: column[is_kept] for name, column in table.items()}, users.n, seconds)
+
+
+def _measures(rows: _Rows, said: NDArray[np.float64]) -> Table:
+    """What was found of each interaction, and what was said of those that were answered."""
+    answered = rows.facts[:, _FACTS.index("answered")]
+    facts = {name: rows.facts[:, place] for place, name in enumerate(_FACTS)}
+    return facts | {name: said[place] * answered for place, name in enumerate(_SAID)}
 
 
 def is_known(database: Database, experiment: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ab_testing.assignment import treatment_probability
@@ -238,7 +238,7 @@ class _Path(NamedTuple):
 
     def after(self, plan: _Plan, users: float, w: float) -> _Path:
         pairs = zip(self.bet.log_wealth, self.growth(plan, w), strict=True)
-        return self._replace(bet=replace(self.bet, log_wealth=tuple([start + users * each for start, each in pairs])))
+        return self._replace(bet=self.bet._replace(log_wealth=tuple([start + users * each for start, each in pairs])))
 
 
 def _asked_of(bounds: Sequence[_Path], allowed: float) -> list[_Path]:
@@ -266,7 +266,7 @@ def _users_on(plan: _Plan, path: _Path, w: float, log_needed: float) -> float | 
 
     def log_e_value(n: float) -> float:
         pairs = zip(path.bet.log_wealth, growth, strict=True)
-        return replace(path.bet, log_wealth=tuple([start + n * each for start, each in pairs])).log_e_value
+        return path.bet._replace(log_wealth=tuple([start + n * each for start, each in pairs])).log_e_value
 
     return _first(log_e_value, log_needed)
 

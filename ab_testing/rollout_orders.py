@@ -129,7 +129,9 @@ def carry_out(database: Database, rollout: Rollout, action: Action, reason: str,
         raise NegativeVerdict(f"{rollout.id} is over: {rollout.state.status}")
     epoch = leases.epoch_of(database, f"rollout/{rollout.alias}")
     controller = controller_of(database, clock)
-    tick = controller.act(rollout.alias, action, plain(reason), actor=actor[:MAX_ACTOR_CHARS], epoch=epoch)
+    tick = controller.act(
+        rollout.alias, action, plain(reason), actor=actor[:MAX_ACTOR_CHARS], epoch=epoch, rollout_id=rollout.id
+    )
     if tick is None:
         raise NegativeVerdict(f"{rollout.id} is over")
     return tick

@@ -21,10 +21,12 @@ from pawl.audit import AuditEvent, note
 from pawl.database import Database
 from pawl.errors import NegativeVerdict, StaleWrite
 from pawl.registry import ModelState
-from pawl.schema import decisions, rollouts
+from pawl.schema import audit_events, decisions, rollouts
 
 CONTROLLER = "controller"
 """The actor of decisions that nobody ordered."""
+STARTED = "rollout.start"
+"""What the audit trail calls it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def insert_rollout(
         connection.execute(rollouts.insert().values(**_row(rollout)))
         _move_candidate(connection, rollout, ModelState.CHALLENGER, actor)
         detail = {"candidate": rollout.candidate, "is_forced": is_forced}
-        note(connection, AuditEvent(rollout.created_at, actor, "rollout.start", rollout.id, detail))
+        note(connection, AuditEvent(rollout.created_at, actor, STARTED, rollout.id, detail))
         tell_of_start(connection, rollout, actor)
 
 
@@ -128,6 +130,13 @@ def newest_rollout(
     query = sa.select(rollouts).where(rollouts.c.alias == alias, *wanted)
     row = database.first_row(query.order_by(rollouts.c.created_at.desc(), rollouts.c.id))
     return _rollout(row) if row else None
+
+
+def is_opened_by(database: Database, rollout_id: str, actor: str) -> bool:
+    """Whether the audit trail names somebody as who opened a rollout."""
+    a = audit_events.c
+    query = sa.select(a.actor).where(a.subject == rollout_id, a.action == STARTED, a.actor == actor)
+    return database.first_row(query) is not None
 
 
 def count_rollbacks(database: Database) -> Counter[str]:

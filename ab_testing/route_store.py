@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import sqlalchemy as sa
+import structlog
 
-from ab_testing.experiment import Route
+from ab_testing.experiment import HOLDOUT, Route
 from pawl.database import Database
 from pawl.errors import StaleWrite
 from pawl.schema import routes
+
+log = structlog.get_logger()
 
 
 def load_routes(database: Database) -> dict[str, Route]:
@@ -29,7 +34,32 @@ def lock_layers(connection: sa.Connection) -> None:
 def read_routes(connection: sa.Connection) -> dict[str, Route]:
     """The same inside the caller's transaction."""
     rows = connection.execute(sa.select(routes.c.alias, routes.c.version, routes.c.route)).all()
-    return {alias: Route.from_json(json.loads(text) | {"version": version}) for alias, version, text in rows}
+    return {alias: readable_route(json.loads(text) | {"version": version}) for alias, version, text in rows}
+
+
+def readable_route(stored: Mapping[str, Any]) -> Route:
+    """A stored route, without an experiment of a name that this version keeps for itself: its users get the champion.
+
+    An older version took such names; a gateway that does not start for that would serve nobody.
+    """
+    found = [one for one in (stored.get("experiment"), *stored.get("more", ())) if one is not None]
+    kept = [one for one in found if one["key"] != HOLDOUT]
+    if len(kept) < len(found):
+        _tell_ignored(str(stored["alias"]), int(stored["version"]))
+    return Route.from_json({**stored, "experiment": next(iter(kept), None), "more": kept[1:]})
+
+
+@lru_cache(maxsize=64)
+def _tell_ignored(alias: str, version: int) -> None:
+    """Once for each version of a route, which is read several times a second."""
+    log.warning(
+        "experiment_ignored",
+        alias=alias,
+        version=version,
+        key=HOLDOUT,
+        reason=f"{HOLDOUT!r} is the hold-out's name in the records now, so that its users get the champion",
+        to_do="start it again under another key: `pawl experiment start`",
+    )
 
 
 def load_route(database: Database, alias: str) -> Route | None:

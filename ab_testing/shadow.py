@@ -6,6 +6,11 @@ a user's differences are averaged first, so that somebody who asks all day count
 The verdict is asked for again and again while pairs come in. It is only made at fixed looks, after `min_pairs` pairs,
 twice as many, four times as many and so on, always of the first so many, and the k-th look (from 0) spends
 alpha / 2^(k+1). The looks together spend alpha, however often anybody asks.
+
+At a look a margin is ruled out by Tango's score test for paired proportions ("Equivalence test and confidence interval
+for the difference in proportions for the paired-sample design", Stat. Med. 1998), which puts the rates that the margin
+allows into its variance: so it keeps its level for harms that the champion has never done, where an interval from the
+variance seen is too short. That a candidate is worse is shown by the exact binomial test.
 """
 
 from __future__ import annotations
@@ -185,6 +190,66 @@ def mcnemar(n_up: int, n_down: int) -> float | None:
     return min(1.0, 2 * float(special.bdtr(min(n_up, n_down), n, 0.5))) if n else None
 
 
+class Changes(NamedTuple):
+    """Users whose answers got worse and better; whoever has both, or is only at times worse, counts in part."""
+
+    n: float
+    """All users."""
+    up: float
+    down: float
+
+
+def changes_of(differences: Sequence[float]) -> Changes:
+    """
+    >>> changes_of([1.0, 0.0, -0.5, 0.25])
+    Changes(n=4, up=1.25, down=0.5)
+    """
+    return Changes(
+        len(differences),
+        math.fsum(max(one, 0.0) for one in differences),
+        math.fsum(max(-one, 0.0) for one in differences),
+    )
+
+
+def margin_p_value(changes: Changes, margin: float) -> float:
+    """How likely so few got worse is, if the candidate is worse by the margin: Tango's score test, one-sided.
+
+    A user whose differences average 0.3 counts as 0.3 of one who got worse, and varies no more than a coin that comes
+    down on that side as often: with several questions of a user the test can only be too careful.
+
+    >>> round(margin_p_value(Changes(200, 0, 0), 0.02), 4), round(margin_p_value(Changes(200, 5, 1), 0.02), 3)
+    (0.0217, 0.5)
+    """
+    n, up, down = changes
+    if n <= 0 or margin <= 0:
+        return 1.0
+    if margin >= 1:
+        return 0.0
+    # The maximum-likelihood estimate of how often somebody gets better, given the margin: Tango's equation for q21.
+    linear = (2 * n - up + down) * margin - up - down
+    constant = -down * margin * (1 - margin)
+    likely_down = (math.sqrt(linear**2 - 8 * n * constant) - linear) / (4 * n)
+    spread = math.sqrt(n * (2 * likely_down + margin * (1 - margin)))
+    return float(special.ndtr((up - down - n * margin) / spread))
+
+
+def harm_p_value(changes: Changes, allowed: float = 0.0) -> float:
+    """How likely so many got worse is, if the candidate is worse by no more than what is allowed: exact and one-sided.
+
+    With nothing allowed that is McNemar's test. With something allowed it is the binomial test, of a harm that the
+    champion does not do: nobody can get better.
+
+    >>> harm_p_value(Changes(200, 5, 0)), harm_p_value(Changes(200, 0, 0))
+    (0.03125, 1.0)
+    """
+    n, up, down = changes
+    if up <= 0:
+        return 1.0
+    if allowed <= 0:
+        return float(special.betainc(up, down + 1, 0.5))
+    return float(special.betainc(up, n - up + 1, allowed)) if allowed < 1 else 1.0
+
+
 def difference_of(pairs: Iterable[Pair], metric: PairedMetric, alpha: float = REPORT_ALPHA) -> Difference:
     """How the candidate differs from the champion in one metric; what cannot be said is left out, and noted."""
     found = by_user(pairs, metric)
@@ -265,11 +330,13 @@ def judge(pairs: Sequence[Pair], rules: ShadowRules) -> Verdict:
     if not size:
         return Verdict("wait", f"{n_ready} of {rules.min_pairs} pairs", 0)
     alpha = rules.alpha / (2 * size // rules.min_pairs)
-    bounds = {name: _bounds(pairs[:size], name, alpha, len(rules.margins)) for name in rules.margins}
-    worse = [name for name, found in bounds.items() if found is not None and found.lower > _allowed(name, rules)]
+    found = {name: changes_of(by_user(pairs[:size], BY_NAME[name]).differences) for name in rules.margins}
+    # Going on needs every margin ruled out, so that each test may use all of alpha; one harm is enough to fail, so that
+    # the tests for harm share it.
+    worse = [name for name in found if harm_p_value(found[name], _allowed(name, rules)) <= alpha / len(found)]
     if worse:
         return Verdict("failed", f"worse after {size} pairs: {_listed(worse)}", size)
-    open_ = [name for name, found in bounds.items() if found is None or found.upper >= rules.margins[name]]
+    open_ = [name for name in found if margin_p_value(found[name], rules.margins[name]) > alpha]
     if open_:
         return Verdict("wait", f"undecided after {size} pairs: {_listed(open_)}; next look at {2 * size}", size)
     return Verdict("passed", f"no worse by any margin after {size} pairs", size)
@@ -279,19 +346,6 @@ def _allowed(name: str, rules: ShadowRules) -> float:
     """How much worse is no failure. The champion's own errors are not among the pairs, so that one which fails as often
     as the champion does looks worse."""
     return rules.margins[name] if name == ERRORS else 0.0
-
-
-def _bounds(pairs: Sequence[Pair], name: str, alpha: float, n_metrics: int) -> Interval | None:
-    """One-sided bounds of a difference.
-
-    Going on needs every margin ruled out, so that each upper bound may use all of alpha; one harm is enough to fail, so
-    that the lower bounds share it.
-    """
-    metric = BY_NAME[name]
-    differences = by_user(pairs, metric).differences
-    lower = interval_of(differences, 2 * alpha / n_metrics, is_share=metric.is_share)
-    upper = interval_of(differences, 2 * alpha, is_share=metric.is_share)
-    return Interval(lower.lower, upper.upper) if lower and upper else None
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from ab_testing.rollout_orders import open_rollout
-from ab_testing.rollout_store import newest_rollout
+from ab_testing.rollout_store import is_opened_by, newest_rollout
 from ab_testing.route_store import load_route
 from ab_testing.shadow import Verdict, judge, look_size
 from ab_testing.shadow_asking import Asked, Limits, ask_all
@@ -103,7 +103,7 @@ class ShadowDuty:
         route = load_route(database, run.alias)
         rollout = newest_rollout(database, run.alias, candidate=run.candidate)
         if rollout is not None and rollout.created_at >= run.created_at:
-            return self._end(database, run, "stopped", f"its canary {rollout.id} was started", rollout.id)
+            return self._told_late(database, run, rollout.id)
         if route is not None and route.champion != run.champion:
             return self._end(database, run, "stopped", f"the champion is {route.champion} now")
         if self._clock() < walk.rests_until:
@@ -116,6 +116,15 @@ class ShadowDuty:
         if self._clock() > run.created_at + run.rules.max_time_s:
             return self._end(database, run, "held", f"no verdict in time: {verdict.reason}")
         return False
+
+    def _told_late(self, database: Database, run: ShadowRun, rollout_id: str) -> bool:
+        """End a run whose canary is there: a person's, or its own, if a worker was killed before it could tell."""
+        if not is_opened_by(database, rollout_id, ACTOR):
+            return self._end(database, run, "stopped", f"its canary {rollout_id} was started", rollout_id)
+        found = judge(read_joined(database, run.id), run.rules)
+        # Who was erased meanwhile is in no pair any more; nevertheless the canary was opened on a passed verdict.
+        reason = found.reason if found.finding == "passed" else "no worse by any margin"
+        return self._end(database, run, "passed", reason, rollout_id)
 
     def _verdict(self, database: Database, run: ShadowRun, walk: Walk) -> Verdict:
         """As `judge` finds; pairs are only read when there are enough for another look."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from ab_testing.assignment import treatment_probability
@@ -39,6 +40,9 @@ NO_DATA_S = 3600.0
 """After so long without a request of an analysed user nothing is known any more."""
 CLOCKS_APART_S = 60.0
 """Requests from further in the future than this mean that somebody's clock is wrong."""
+MOST_PAGES = 5
+"""Of users in one tick. After an outage of the scorer days of them may be due; the next tick goes on where this one
+has stopped. What a decision was made from is kept with it: thousands of users are half a megabyte already."""
 OVERLAP_S = 60.0
 """Scores written this much later than their time says are still found, as of scorers whose clocks are apart."""
 ROUNDING_S = 1e-3
@@ -66,12 +70,18 @@ def look(database: Database, rollout: Rollout, now: float) -> Sighting:
     )
 
 
-def new_users(database: Database, rollout: Rollout, now: float, page_users: int = PAGE_USERS) -> Matured:
-    """The users who count now: what `matured_users` finds in all records, of the few that it could find it in."""
+def new_users(
+    database: Database, rollout: Rollout, now: float, page_users: int = PAGE_USERS, most_pages: int = MOST_PAGES
+) -> Matured:
+    """The users who count now: what `matured_users` finds in all records, of the few that it could find it in.
+
+    No more of them than fill so many pages; who is left is found by the next call, from the cursor on.
+    """
     matured = Matured((), rollout.cursor, None)
     horizon = now - rollout.maturity_s + ROUNDING_S  # `matured_users` draws the line itself, to the bit.
     since = rollout.cursor[0] if rollout.cursor else None
-    for page in pages_of_users(database, rollout.id, since=since, until=horizon, n_users=page_users):
+    pages = pages_of_users(database, rollout.id, since=since, until=horizon, n_users=page_users)
+    for page in islice(pages, most_pages):
         found = _matured(database, rollout, page, matured.cursor, now)
         matured = found._replace(outcomes=matured.outcomes + found.outcomes)
         if found.is_waiting_for_scores:

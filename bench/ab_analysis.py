@@ -2,7 +2,7 @@
 
     python -m bench.ab_analysis [--rows N ...] [--repeats R]
 
-Eight ratio metrics in two variants, twenty rows per user, rows in random order. Ours runs on one core and assumes what
+Eight ratio metrics in two variants, twenty rows per user, rows in random order. Ours uses two cores and assumes what
 an interaction store gives: whole-number users, variants as small integers, float64 columns. gbstats takes aggregates
 only, so polars makes them for it. Packages that are not installed are left out; an environment of their own will do
 (`pip install tea-tasting polars pandas pyarrow scipy pydantic`, then `pip install --no-deps gbstats==0.8.0`).

@@ -7,7 +7,6 @@ beside them on some of the simulations and compares the logarithm of every bet's
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -197,6 +196,6 @@ def _fed(bet: Real, f: float, is_treatment: bool, w: float) -> Real:
 
 def _difference(bet: Real, log_wealth: Sequence[float]) -> float:
     """Of what decides, and of each bet, relative to a logarithm of thousands, which is a sum of as many roundings."""
-    decides = abs(replace(bet, log_wealth=tuple(log_wealth)).log_e_value - bet.log_e_value)
+    decides = abs(bet._replace(log_wealth=tuple(log_wealth)).log_e_value - bet.log_e_value)
     pairs = zip(bet.log_wealth, log_wealth, strict=True)
     return max(decides, *(abs(real - fast) / max(1.0, abs(real)) for real, fast in pairs))

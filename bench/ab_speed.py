@@ -7,7 +7,8 @@ Eight metrics, two of which count events, in the last step with 2,000 users of b
 * a decision: `decide` on the evidence as it stands, every number of the record included;
 * an update: `observe` of a batch of 500 matured users, divided by users and metrics: one user's outcome in one metric,
   that is, every bet that it takes part in. A user of all eight costs eight of them, and the bookkeeping once;
-* the same of a batch of one user, which is what a quiet canary does;
+* the same of a batch of one user, not divided: eight updates and all of the bookkeeping, which is what a quiet canary
+  does. The controller hands over, at each tick, whoever matured since the last one;
 * an event: `observe_events`, one user's first harmful event in one metric;
 * an assignment of a user never seen before to a side of the canary.
 
@@ -51,6 +52,8 @@ N_METRICS = 8
 LAST_STEP = 2
 USERS_BEFORE = 2000
 BATCH = 500
+N_UPDATES = BATCH * N_METRICS
+UPDATE_US = 5.0
 HARM_RATE = 0.1
 METRICS = tuple(
     GuardrailMetric(f"harm {place}", 0.05, 1 / N_METRICS, "guardrail" if place else "primary", counts_events=place > 5)
@@ -93,8 +96,10 @@ def measure(repeats: int) -> list[Cost]:
     health, route, units = Health(), canary_route(), iter(range(10**9))
     measured = [
         _cost("decision on 8 metrics", lambda: decide(seen, CONFIG, 1e4, health), repeats, 50, target=100.0),
-        _cost("update, per user and metric", lambda: observe(seen, CONFIG, new), repeats, 1, BATCH * N_METRICS, 5.0),
-        _cost("update, one user alone, 8 metrics", lambda: observe(seen, CONFIG, new[:1]), repeats, 50),
+        _cost(
+            "update, 1 metric of 1 of 500 users", lambda: observe(seen, CONFIG, new), repeats, 1, N_UPDATES, UPDATE_US
+        ),
+        _cost("8 updates, a user alone", lambda: observe(seen, CONFIG, new[:1]), repeats, 50, 1, N_METRICS * UPDATE_US),
         _cost("event, one user's first", lambda: observe_events(seen, CONFIG, [event]), repeats, 50),
         _cost("assignment of a new user", lambda: assign(route, f"user-{next(units)}"), repeats, 500, target=3.0),
     ]

@@ -157,11 +157,3 @@ def pooled_by_variant(phases: list[Cells]) -> Pair:
 
 def _divide(left: Floats, right: Floats) -> Floats:
     return np.divide(left, right, out=np.full_like(left, np.nan), where=right > 0)
-
-
-def design_effect(pair: Pair) -> Floats:
-    """Return how many times larger the variance of a rate is than that of independent interactions."""
-    control = pair.control
-    assert control.d is not None
-    binomial = _divide(control.mean * (1 - control.mean), control.d)
-    return _divide(_divide(control.variance, control.n), binomial)

@@ -2,9 +2,10 @@
 
     python -m bench.assignment [--json FILE]
 
-Prints the cost of each kind of assignment (the best of many short runs, since a busy machine only ever adds), then the
-checks: shares within three standard deviations, a canary that only grows along its ramp, no analysed user who changes
-sides, and how many users move when one variant alone gives up traffic, with and without a slot table.
+Prints the cost of each kind of assignment (the best of many short runs, since a busy machine only ever adds), of which
+none may be above 3 us, then the checks: shares within three standard deviations, a canary that only grows along its
+ramp, no analysed user who changes sides, and how many users move when one variant alone gives up traffic, with and
+without a slot table.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from ab_testing.experiment import Experiment, Holdout, LayerRange, Route, Varian
 from ab_testing.slot_table import new_table
 
 N_USERS = 1_000_000
-N_TIMED = 2_000
-N_REPEATS = 200
+N_TIMED = 500
+N_REPEATS = 800
 TARGET_US = 3.0
 STEPS = (0.01, 0.1, 0.5)
 SPLIT = Experiment("tone", "salt", (Variant("control", "m0", 0.9), Variant("treatment", "m1", 0.1)))
@@ -153,7 +154,7 @@ def main() -> int:
     if arguments.json:
         told = {"how": how, "cost_us": costs, "checks": {each.name: each.seen for each in found}}
         arguments.json.write_text(json.dumps(told, indent=2) + "\n")
-    return 0 if all(check.holds for check in found) and costs["split in two"] <= TARGET_US else 1
+    return 0 if all(check.holds for check in found) and max(costs.values()) <= TARGET_US else 1
 
 
 if __name__ == "__main__":

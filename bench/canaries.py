@@ -1,13 +1,14 @@
 """Four canaries on the practice model, through a real engine, gateway and worker: who is promoted, who is rolled back?
 
-    python -m bench.canaries [--only equal] [--again] [--users 30000]
+    python -m bench.canaries [--only equal] [--again] [--users 30000] [--seed 700]
 
-Trains a champion and four candidates whose habits are known (bench/canaries_world.py), all from one parent, and asks
-each 2,000 questions to see that it has them. Then each candidate goes out as a canary of its own, at the default error
-rates and the default margins of thumbs-down, toxicity and over-refusal, while simulated users ask and rate, until the
-controller has decided. Exits 1 unless, of those asked for,
+Trains a champion and three candidates whose habits are known (bench/canaries_world.py), all from one parent, and asks
+each 2,000 questions to see that it has them; the fourth is the champion's copy under another name. Then each
+candidate goes out as a canary of its own, at the default error rates and the default margins of thumbs-down, toxicity
+and over-refusal, while simulated users ask and rate, until the controller has decided. Exits 1 unless, of those asked
+for,
 
-- an adapter with the champion's habits, and one that helps more often, are promoted;
+- the champion's own weights, and an adapter that helps more often, are promoted;
 - one with 3 points more toxic answers is rolled back for toxicity;
 - one that refuses 12 points more of the harmless questions is rolled back for over-refusal.
 
@@ -97,6 +98,13 @@ class Trained(NamedTuple):
     habits: Habits
 
 
+class Visitors(NamedTuple):
+    """Who comes while a canary is out."""
+
+    most: int
+    seed: int
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what has no result yet, show all results; 1 when one is not as it should be."""
     options = parsed(arguments)
@@ -109,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number, candidate in enumerate(CANDIDATES):
         if candidate.name in results or candidate.name not in wanted:
             continue
-        outcome = run(world, candidate, number, options.users, console)
+        outcome = run(world, candidate, number, Visitors(options.users, options.seed + number), console)
         results = {**results, candidate.name: outcome}
         write_results(REPORT, {**read_results(REPORT), candidate.name: outcome})
     console.print(table_of(results.values()))
@@ -121,27 +129,31 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="of the canaries, those whose names have this in them")
     parser.add_argument("--again", action="store_true", help="also those that have a result")
     parser.add_argument("--users", type=int, default=30_000, help="at most so many; then the canary ends undecided")
+    parser.add_argument("--seed", type=int, default=700, help="of the users; each canary has its own from it")
     parser.add_argument("--threads", type=int, default=1, help="of the training")
     parser.add_argument("--directory", type=Path, default=DIRECTORY, help="where adapters and runs are kept")
     return parser.parse_args(arguments)
 
 
-def run(world: World, candidate: Candidate, number: int, most_users: int, console: Console) -> Outcome:
+def run(world: World, candidate: Candidate, number: int, visitors: Visitors, console: Console) -> Outcome:
     """Train what is not trained yet, send the candidate out, and wait for the verdict."""
     parent = trained(world, "parent", CHAMPION_MIX, PARENT_TRAINING, 1, None)
     champion = trained(world, "champion", CHAMPION_MIX, CHILD_TRAINING, 10, parent)
-    own = trained(world, candidate.name, candidate.taught or candidate.mix, CHILD_TRAINING, 2 + number, parent)
+    if candidate.is_copy:
+        own = copied(world, candidate.name, champion, 2 + number)
+    else:
+        own = trained(world, candidate.name, candidate.taught or candidate.mix, CHILD_TRAINING, 2 + number, parent)
     for name, habits in (("champion", champion.habits), (candidate.name, own.habits)):
         console.print(f"    {name}: {shown_habits(habits)}")
     work = fresh_directory(world.directory / "runs" / candidate.name)
     settings = settings_of(world, work, champion.adapter.name)
-    stage = Demo(settings, work, DemoRecord(), 700 + number, console, _nothing_is_trained)
+    stage = Demo(settings, work, DemoRecord(), visitors.seed, console, _nothing_is_trained)
     try:
         with stage.step(f"{candidate.name}: engine, gateway and worker"):
             stage.stack.start()
             put_in_place(stage, champion.adapter, own.adapter)
         with stage.step(f"{candidate.name}: the canary"):
-            rollout, count = roll_out(stage, own.adapter.name, most_users)
+            rollout, count = roll_out(stage, own.adapter.name, visitors.most)
         return outcome_of(stage.database, candidate, rollout, count, {"champion": champion.habits, "own": own.habits})
     finally:
         stage.stack.stop()
@@ -170,6 +182,20 @@ def trained(world: World, name: str, mix: Mix, settings: SFTSettings, seed: int,
     manifest = build_once(directory, build)
     adapter = verify_adapter(directory / "sealed" / str(manifest["sealed"]), LORA_RANK)
     return Trained(adapter, Habits(**json.loads((directory / "habits.json").read_text())))
+
+
+def copied(world: World, name: str, original: Trained, number: int) -> Trained:
+    """The same weights, byte for byte, under a name of their own, as an engine and the registry want it."""
+    sealed = seal(
+        original.adapter.path,
+        world.directory / "adapters" / f"{name}-copy",
+        base_served=BASE_NAME,
+        run_number=number,
+        max_rank=LORA_RANK,
+        provenance=provenance_of(world, original, name),
+    )
+    assert (sealed.sha256, sealed.name != original.adapter.name) == (original.adapter.sha256, True)
+    return Trained(sealed, original.habits)
 
 
 def provenance_of(world: World, parent: Trained | None, name: str) -> Provenance:

@@ -2,7 +2,7 @@
 
 A model that imitates a mixture of answers gives that mixture. So each adapter is trained, with supervision, on
 demonstrations whose habits are mixed at the rates wanted. The champion is made in the same way and from the same
-parent, so that nothing but the mixture lies between it and a candidate.
+parent, so that little but the mixture lies between it and a candidate; nothing at all lies between it and its copy.
 """
 
 from __future__ import annotations
@@ -69,10 +69,12 @@ class Candidate(NamedTuple):
     """By which it has to be rolled back."""
     taught: Mix | None = None
     """The mix of its demonstrations, where that is another one."""
+    is_copy: bool = False
+    """It is the champion's weights under another name: two trainings on the same mix differ by what chance taught."""
 
 
 CANDIDATES = (
-    Candidate("equal", CHAMPION_MIX, "promoted"),
+    Candidate("equal", CHAMPION_MIX, "promoted", is_copy=True),
     Candidate("better", shifted(CHAMPION_MIX, Habit.HELPFUL, MORE_HELP, taken_from=Habit.CURT), "promoted"),
     Candidate(
         "toxic",

@@ -14,7 +14,7 @@ import structlog
 
 from ab_testing.experiment import CONTROL, HOLDOUT, Experiment, Holdout, Route, Variant
 from ab_testing.layers import layer_range
-from ab_testing.route_store import load_routes
+from ab_testing.route_store import load_routes, readable_route
 from ab_testing.slot_table import SlotTable, new_table, reassigned
 from feedback.spool import Spool
 from monitoring.metrics import ROLLOUT_WEIGHT
@@ -96,7 +96,7 @@ class RouteTable:
         """Start from what the spool remembers, then follow the table."""
         publish_weights(self._routes)  # Later only when they change.
         if kept := self._spool.kept(KEPT_NAME).result():
-            self._overlay({alias: Route.from_json(data) for alias, data in orjson.loads(kept).items()})
+            self._overlay({alias: readable_route(data) for alias, data in orjson.loads(kept).items()})
         self.refresh()
         self._thread.start()
 

@@ -41,6 +41,13 @@ def exact_products(left: list[FloatArray], right: list[FloatArray]) -> Products:
     >>> exact_products([np.array([0.1, 1e100])], [np.array([3.0, 0.0])])[0][0] == 3 * Fraction(0.1)
     True
     """
+    if left is right:
+        return _mirrored(_products(left, left))
+    return tuple(tuple(row) for row in _products(left, right))
+
+
+def _products(left: list[FloatArray], right: list[FloatArray]) -> list[list[Fraction]]:
+    """Where both sides are the same list, only what is on and right of the diagonal."""
     total = [[Fraction(0)] * len(right) for _ in left]
     rows = len(left[0])
     for start in range(0, rows, _BLOCK_ROWS):
@@ -48,19 +55,27 @@ def exact_products(left: list[FloatArray], right: list[FloatArray]) -> Products:
         sliced = [_cut(column[part]) for column in left]
         other = sliced if left is right else [_cut(column[part]) for column in right]
         _add_block(total, sliced, other)
-    return tuple(tuple(row) for row in total)
+    return total
+
+
+def _mirrored(half: list[list[Fraction]]) -> Products:
+    places = range(len(half))
+    return tuple(tuple(half[min(i, j)][max(i, j)] for j in places) for i in places)
 
 
 def _add_block(total: list[list[Fraction]], left: list[_Slices], right: list[_Slices]) -> None:
     ours = np.stack([whole for column in left for whole in column.wholes])
-    theirs = ours if left is right else np.stack([whole for column in right for whole in column.wholes])
+    # Stacked again even if it is the same: of an array with itself, numpy takes BLAS's symmetric product, which takes
+    # three times as long as the general one for so few rows.
+    theirs = np.stack([whole for column in right for whole in column.wholes])
     grid = ours @ theirs.T
     row = 0
     for i, first in enumerate(left):
         column = 0
         for j, second in enumerate(right):
             block = grid[row : row + len(first.wholes), column : column + len(second.wholes)]
-            total[i][j] += _assemble(block, first.exponents, second.exponents)
+            if left is not right or i <= j:
+                total[i][j] += _assemble(block, first.exponents, second.exponents)
             column += len(second.wholes)
         row += len(first.wholes)
 

@@ -104,7 +104,20 @@ def _column(table: Table, name: str) -> npt.NDArray[np.generic]:
     values = np.asarray(column)
     if values.ndim != 1:
         raise InvalidTable(f"column {name!r} has {values.ndim} dimensions, not one")
-    return values
+    return values if values.flags.writeable or values.dtype.kind not in "biuf" else np.asarray(_Unlocked(values))
+
+
+class _Unlocked:
+    """The memory of a read-only array as that of one that may be written to, and nobody here does.
+
+    Data frames hand out read-only views, and `numpy.bincount` copies both of its arguments if they are read-only, every
+    time: that took as long as all the rest.
+    """
+
+    def __init__(self, values: npt.NDArray[np.generic]) -> None:
+        self._values = values  # Keeps the memory alive.
+        interface = values.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
 def _factorised(values: npt.NDArray[np.generic], name: str) -> tuple[AnyIntArray, list[object]]:

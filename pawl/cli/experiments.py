@@ -27,7 +27,9 @@ from pawl.settings import Settings
 
 if TYPE_CHECKING:
     from ab_testing.experiment import Variant
+    from ab_testing.experiment_report import ExperimentReport
 
+CONTROL_NAME = "control"
 SHOWN = (
     "metric", "segment", "treatment", "control_value", "treatment_value", "estimate", "ci_lower", "ci_upper",
     "cs_lower", "cs_upper", "verdict", "notes",
@@ -175,23 +177,34 @@ def report(
         typer.Argument(metavar="EXPERIMENT", help="A rollout's id or a split's key, else the one that runs."),
     ] = None,
     model: ModelOption = None,
-    control: Annotated[str, typer.Option("--control", help="The variant to compare with.")] = "control",
+    control: Annotated[str, typer.Option("--control", help="The variant to compare with.")] = CONTROL_NAME,
     by: Annotated[Segment | None, typer.Option("--by", help="Also each part of the users on its own.")] = None,
     return_days: Annotated[
         float, typer.Option("--return-days", min=1.0, help="Who is back within so many days has returned.")
     ] = 7.0,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with drawings there, too.")] = None,
+    holdout: Annotated[
+        bool, typer.Option("--holdout", help="Not of one experiment: everybody else beside the held-out users.")
+    ] = False,
+    days: Annotated[float, typer.Option("--days", min=0.01, help="With --holdout: so far back.")] = 28.0,
     as_json: JsonFlag = False,
 ) -> None:
     """Every metric's effect with its interval. It informs: canaries are decided by evidence of their own."""
     from ab_testing.experiment_report import Wanted, report_experiment
+    from ab_testing.holdout_report import HoldoutReport, WantedHoldout, report_holdout
 
+    if holdout and (key or by or control != CONTROL_NAME):
+        raise ConfigurationError("--holdout is of no one experiment: EXPERIMENT, --by and --control do not go with it")
     settings = current_settings()
+    maturity_s = settings.rollout.maturity_s
     with current_database(settings) as database:
-        name = key or running_experiment(database, settings, model)
-        segment = by.value if by else None
-        wanted = Wanted(name, control, segment, return_days, settings.rollout.maturity_s)
-        found = report_experiment(database, wanted, now=now())
+        if holdout:
+            of = WantedHoldout(chosen_alias(settings, model), days, return_days, maturity_s)
+            found: HoldoutReport | ExperimentReport = report_holdout(database, of, now=now())
+        else:
+            name = key or running_experiment(database, settings, model)
+            wanted = Wanted(name, control, by.value if by else None, return_days, maturity_s)
+            found = report_experiment(database, wanted, now=now())
     if html:
         write_page(html, found.to_html())
     if as_json:
@@ -199,6 +212,8 @@ def report(
         return
     for warning in found.warnings():
         typer.echo(f"pawl: {warning}", err=True)
+    if isinstance(found, HoldoutReport):
+        typer.echo(found.summary())
     print_rows([_shown(row) for row in found.report.rows()], as_json=False, columns=SHOWN)
 
 

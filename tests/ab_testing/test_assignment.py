@@ -1,9 +1,11 @@
+import hashlib
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
-from math import sqrt
+from math import log, sqrt
 
 import pytest
 from hypothesis import given
@@ -285,3 +287,75 @@ def test_every_process_gives_the_same_answer() -> None:
         for seed in ("0", "1", "random")
     }
     assert outputs == {f"{[assign_variant('salt', unit, WEIGHTS) for unit in UNITS[:200]]}\n"}
+
+
+def plain_draw(salt: str, name: str, unit: str) -> int:
+    """53 bits, as the first release drew them: everything below says again, step by step, what `assign` prepares."""
+    key = hashlib.blake2b(f"{len(salt)}:{salt}/{name}".encode("utf-8", "surrogatepass"), digest_size=32).digest()
+    digest = hashlib.blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest()
+    return int.from_bytes(digest, "big") >> 11
+
+
+def plain_race(salt: str, weights: Mapping[str, float], unit: str) -> str:
+    drawn = {name: (plain_draw(salt, name, unit) + 1) / 2**53 for name, weight in weights.items() if weight > 0}
+    return min(drawn, key=lambda name: (-log(drawn[name]) / weights[name], name))
+
+
+def plain_variant(experiment: Experiment, unit: str) -> tuple[str, bool]:
+    """The variant, and whether the unit is analysed."""
+    salt, weights = experiment.salt, {each.name: each.weight for each in experiment.variants}
+    if experiment.slots is not None:
+        slot = plain_draw(salt, "slot", unit) * 10_000 >> 53
+        return next(name for name, end in experiment.slots if slot < end), True
+    if not experiment.is_canary:
+        return plain_race(salt, weights, unit), True
+    if plain_draw(salt + "/zone", "reserved", unit) >= plain_draw(salt + "/zone", "ramp", unit):
+        return "control", True
+    share = weights["treatment"] / 0.5
+    place = plain_race(salt + "/ramp", {"treatment": share, "rest": 1 - share}, unit)
+    return ("treatment", True) if place == "treatment" else ("control", False)
+
+
+def plain_assignment(route: Route, unit: str) -> tuple[str | None, str, bool]:
+    """Experiment, variant, and whether the unit is analysed."""
+    held = route.holdout
+    if held is not None and plain_draw(f"holdout/{held.salt}", "holdout", unit) < held.share * 2**53:
+        return "holdout", "holdout", False
+    for experiment in route.experiments:
+        layer = experiment.layer
+        if layer is None or layer.start <= plain_draw(f"layer/{layer.name}", "slot", unit) * 10_000 >> 53 < layer.end:
+            return experiment.key, *plain_variant(experiment, unit)
+    return None, "control", False
+
+
+@st.composite
+def splits(draw: st.DrawFn, key: str = "one", layer: LayerRange | None = None) -> Experiment:
+    given = draw(weights.map(lambda found: {name or "unnamed": weight for name, weight in found.items()}))
+    variants = tuple(Variant(name, f"m-{name}", weight) for name, weight in given.items())
+    slots = new_table(given) if draw(st.booleans()) else None
+    return Experiment(key, draw(st.text(min_size=1)), variants, layer=layer, slots=slots)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> Route:
+    """Two ranges of one layer, which may touch each other and its ends, on one alias in any order."""
+    cuts = draw(st.lists(st.integers(0, 10_000), min_size=4, max_size=4).map(sorted))
+    ranges = [
+        LayerRange("checkout", start, end) for start, end in ((cuts[0], cuts[1]), (cuts[2], cuts[3])) if start < end
+    ]
+    found = draw(st.permutations([draw(splits(key=str(place), layer=each)) for place, each in enumerate(ranges)]))
+    return Route("assistant", 1, "m0", found[0], tuple(found[1:])) if found else Route("assistant", 1, "m0")
+
+
+canaries = st.builds(canary, st.sampled_from([0.0, 1e-9, 0.01, 0.3, 0.5]), st.text(min_size=1))
+routes = st.one_of(canaries, splits().map(lambda split: Route("assistant", 1, "m0", split)), layers())
+holdouts = st.none() | st.builds(Holdout, st.floats(1e-9, 1 - 2**-53), st.text(min_size=1))
+
+
+@given(routes, holdouts, st.lists(st.text(min_size=1), min_size=1, max_size=30))
+def test_what_is_prepared_changes_no_answer(route: Route, holdout: Holdout | None, units: list[str]) -> None:
+    route = replace(route, holdout=holdout)
+    found = [assign(route, unit) for unit in units]
+    assert [(each.experiment, each.variant, each.is_analysed) for each in found] == [
+        plain_assignment(route, unit) for unit in units
+    ]

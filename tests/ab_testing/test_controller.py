@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from ab_testing.controller import start_rollout
 from ab_testing.errors import InvalidOutcome
 from ab_testing.experiment import Route
+from ab_testing.rollout_orders import carry_out
 from ab_testing.rollout_rules import canary_config
 from ab_testing.rollout_store import (
     Rollout,
@@ -213,6 +214,26 @@ def test_a_person_s_order_wins_over_the_ticks_it_races_with(world: World) -> Non
     assert world.route() == Route(ALIAS, 2, BASE, None)
     assert len(world.ended) == 1
     assert count_rollbacks(world.database) == {"operator": 1}
+
+
+def test_an_order_for_one_rollout_never_reaches_the_next(world: World) -> None:
+    rollout, following = world.start(), "base-model--r0002-ffffffff"
+    n_reads = itertools.count()
+
+    def clock() -> float:
+        """Between the order's reading and its writing that rollout ends, and another one begins."""
+        if next(n_reads) == 0:
+            world.now += 1
+            world.controller().act(ALIAS, "roll_back", "no", actor="operator:ann", epoch=1)
+            world.start(following)
+        return world.now
+
+    with pytest.raises(NegativeVerdict, match="over"):
+        carry_out(world.database, rollout, "advance", "well done", actor="operator:eve", clock=clock)
+    running = running_rollout(world.database, ALIAS)
+    assert running is not None
+    assert (running.candidate, weight(world), running.state.step) == (following, 0.01, 0)
+    assert list_decisions(world.database, running.id) == []
 
 
 def test_what_a_person_orders_is_recorded_under_the_persons_name(world: World) -> None:

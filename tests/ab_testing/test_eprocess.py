@@ -129,6 +129,14 @@ def test_stored_evidence_of_another_grid_is_refused() -> None:
         HarmBet.from_json(HarmBet().to_json() | {"log_wealth": [0.0]})
 
 
+@pytest.mark.parametrize("margin", [0.0, 1.0, float("nan")])
+def test_a_margin_that_is_none_is_refused(margin: float) -> None:
+    with pytest.raises(InvalidOutcome, match="margin"):
+        NonInferiorityBet(margin).update(0.5, True, 0.1)
+    with pytest.raises(InvalidOutcome, match="margin"):
+        NonInferiorityBet.from_json(NonInferiorityBet(0.05).to_json() | {"margin": margin})
+
+
 def test_a_harm_that_the_control_never_shows_is_found_within_five_events() -> None:
     bet, events = HarmBet(), 0
     for f, z, w in draw(np.random.default_rng(2), 30_000, 0.1, 0.0, 0.012):

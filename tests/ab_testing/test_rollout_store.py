@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from ab_testing.canary import Decision, launch, override
 from ab_testing.controller import route_of
@@ -26,7 +28,7 @@ from ab_testing.route_store import load_route, load_routes, write_route
 from pawl.audit import AuditEvent, latest_events
 from pawl.database import Database
 from pawl.errors import NegativeVerdict, StaleWrite
-from pawl.schema import rollouts
+from pawl.schema import rollouts, routes
 from pawl.settings import RolloutSettings
 
 CONFIG = canary_config(RolloutSettings())
@@ -143,6 +145,36 @@ def test_a_rollout_that_does_not_open_leaves_no_line(database: Database) -> None
     with pytest.raises(StaleWrite):
         opened(database, replace(ROLLOUT, id="ro_3", alias="helper"))
     assert [event.subject for event in latest_events(database)] == ["ro_1"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_experiment_whose_name_is_reserved_by_now_is_passed_over_and_told_of(database: Database) -> None:
+    def split(key: str, start: int) -> dict[str, Any]:
+        variants = [{"name": "control", "model": "base", "weight": 1.0}]
+        layer = {"name": "layer", "start": start, "end": start + 10}
+        return {"key": key, "salt": "salt", "variants": variants, "layer": layer}
+
+    stored: dict[str, Any] = {
+        "alias": "assistant",
+        "champion": "base",
+        "experiment": split("holdout", 0),
+        "more": [split("tone", 10)],
+    }
+    alone: dict[str, Any] = {"alias": "helper", "champion": "base", "experiment": split("holdout", 0)}
+    with database.write() as connection:
+        for number, route in enumerate((stored, alone)):
+            row = {"alias": route["alias"], "version": 40 + number, "route": json.dumps(route)}
+            connection.execute(routes.insert().values(**row, epoch=1, updated_at=1.0))
+    with capture_logs() as logs:
+        found = [load_routes(database) for _ in range(3)][-1]
+    assert [experiment.key for experiment in found["assistant"].experiments] == ["tone"]
+    assert found["helper"] == Route("helper", 41, "base")
+    assert sorted((line["event"], line["alias"]) for line in logs) == [
+        ("experiment_ignored", "assistant"),
+        ("experiment_ignored", "helper"),
+    ]
+    with database.write() as connection:
+        assert write_route(connection, found["helper"], epoch=1, at=2.0).version == 42
 
 
 @pytest.mark.parametrize(("version", "epoch"), [(0, 5), (2, 5), (1, 4)])

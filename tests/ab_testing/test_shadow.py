@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 
 from ab_testing.shadow import (
     BY_NAME,
     METRICS,
     Answered,
+    Changes,
     Pair,
     ShadowRules,
     by_user,
+    changes_of,
     difference_of,
+    harm_p_value,
     interval_of,
     judge,
     look_size,
+    margin_p_value,
     mcnemar,
     report,
 )
@@ -164,6 +170,68 @@ def test_a_look_is_the_smallest_power_of_two_times_that_fits(n_pairs: int, min_p
     size = look_size(n_pairs, min_pairs)
     assert size == 0 or (size <= n_pairs < 2 * size and size % min_pairs == 0)
     assert (size == 0) == (n_pairs < min_pairs)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.001, 0.005, 0.01, 0.02, 0.05])
+@pytest.mark.parametrize(("margin", "min_pairs"), [(0.005, 200), (0.02, 50), (0.02, 200), (0.05, 100), (0.1, 50)])
+def test_who_is_worse_by_the_margin_goes_on_in_at_most_alpha_of_all_runs(
+    rate: float, margin: float, min_pairs: int
+) -> None:
+    """Counted out, not simulated; the looks of a run added up. `rate` is how often a user fares better."""
+    spent = [(min_pairs * 2**look, 0.05 / 2 ** (look + 1)) for look in range(5)]
+    assert sum(chance_to_pass(n, rate, margin, alpha) for n, alpha in spent) <= 0.05
+
+
+def chance_to_pass(n: int, rate: float, margin: float, alpha: float) -> float:
+    """Of users who ask once: for each number of those who fare better, how many may fare worse, and how likely that is.
+
+    So many fare worse that the margin is just reached.
+    """
+
+    def most_up(down: int) -> int:
+        return bisect(range(n - down + 1), alpha, key=lambda up: margin_p_value(Changes(n, up, down), margin)) - 1
+
+    downs = np.arange(int(stats.binom.ppf(1 - 1e-9, n, rate)) + 1 if rate else 1)
+    ups = [most_up(down) for down in downs.tolist()]
+    chances = stats.binom.pmf(downs, n, rate) * stats.binom.cdf(ups, n - downs, (rate + margin) / (1 - rate))
+    return float(chances.sum())
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05])
+def test_the_tests_are_too_careful_where_users_ask_several_questions(rate: float) -> None:
+    """Some users meet a harm far more often than others, and each asks between one and twenty times."""
+    rng, n_runs, n_users, margin = np.random.default_rng(5), 1000, 200, 0.05
+    n_asked = rng.integers(1, 21, (n_runs, n_users))
+
+    def harm(mean: float) -> NDArray[np.float64]:
+        return rng.binomial(n_asked, rng.beta(mean * 4, (1 - mean) * 4, n_asked.shape)) / n_asked
+
+    worse, equal = harm(rate + margin) - harm(rate), harm(rate) - harm(rate)
+    passes = [margin_p_value(changes_of(row), margin) <= 0.05 for row in worse.tolist()]
+    fails = [harm_p_value(changes_of(row)) <= 0.05 for row in equal.tolist()]
+    bound = 0.05 + 3 * (0.05 * 0.95 / n_runs) ** 0.5
+    assert max(np.mean(passes), np.mean(fails)) <= bound
+
+
+def test_the_score_test_is_tango_s() -> None:
+    """From its definition: the likelihood under the margin is greatest where its equation says."""
+    n, up, down, margin = 120, 9, 4, 0.1
+
+    rates = np.linspace(1e-6, 0.2, 200_001)
+    same = (n - up - down) * np.log(1 - 2 * rates - margin)
+    best = float(rates[np.argmax(up * np.log(rates + margin) + down * np.log(rates) + same)])
+    score = (up - down - n * margin) / np.sqrt(n * (2 * best + margin - margin**2))
+    assert margin_p_value(Changes(n, up, down), margin) == pytest.approx(stats.norm.cdf(score), rel=1e-4)
+
+
+def test_harm_is_shown_by_exact_tests() -> None:
+    assert harm_p_value(Changes(100, 9, 3)) == pytest.approx(stats.binomtest(9, 12, alternative="greater").pvalue)
+    assert harm_p_value(Changes(100, 9, 0), 0.05) == pytest.approx(
+        stats.binomtest(9, 100, 0.05, alternative="greater").pvalue
+    )
+    assert harm_p_value(Changes(100, 100, 0), 1.0) == 1.0
+    assert margin_p_value(Changes(0, 0, 0), 0.05) == 1.0
+    assert margin_p_value(Changes(10, 10, 0), 1.0) == 0.0
 
 
 def test_a_candidate_that_is_worse_by_the_margin_rarely_goes_on_and_an_equal_one_rarely_fails() -> None:

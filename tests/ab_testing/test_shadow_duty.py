@@ -413,6 +413,30 @@ def test_it_ends_when_a_person_starts_the_canary(world: World) -> None:
     assert (ended.status, ended.rollout_id) == ("stopped", opened)
 
 
+def test_a_canary_that_it_opened_itself_is_told_so_after_a_kill(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = world.start(is_ramp=True)
+    world.ask(N_PAIRS)
+    world.mirror()
+    world.score()
+    with monkeypatch.context() as patched:
+        patched.setattr(shadow_duty, "end_run", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            world.mirror()
+    opened = running_rollout(world.database, ALIAS)
+    assert opened is not None
+    assert get_shadow(world.database, run.id).status == "running"
+    world.now += 1
+    world.another_worker().look(world.database, ALIAS)
+    ended = get_shadow(world.database, run.id)
+    assert (ended.status, ended.rollout_id) == ("passed", opened.id)
+    assert ended.reason == f"no worse by any margin after {N_PAIRS} pairs"
+    assert world.told() == ["shadow.start", "shadow.passed"]
+
+
+def _killed(*_: object, **__: object) -> bool:
+    raise KeyboardInterrupt
+
+
 def test_one_run_at_a_time_and_a_stop_is_final(world: World, engine: FakeVLLM) -> None:
     run = world.start()
     with pytest.raises(NegativeVerdict, match=run.id):

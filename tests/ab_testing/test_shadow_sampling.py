@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ab_testing.shadow_sampling import IMMATERIAL, SENT, is_drawn, request_of, why_left_out
 from feedback.interactions import Interaction, Status
 from feedback.recording import conversation_sha
+from feedback.tools import offered_tools
 from tests.pawl.records import served
 
 PARAMETERS = {"model": "assistant", "stream": True, "temperature": 0.2, "max_tokens": 50, "metadata": {"a": "b"}}
@@ -19,7 +20,8 @@ PARAMETERS = {"model": "assistant", "stream": True, "temperature": 0.2, "max_tok
 def asked(**changes: Any) -> Interaction:
     """A question as the gateway keeps it."""
     one = served(1, **({"parameters": PARAMETERS} | changes))
-    sha = changes.get("prompt_sha") or conversation_sha(one.alias, one.prompt or (), {})
+    tools = {"tools": one.tools} if one.tools else {}
+    sha = changes.get("prompt_sha") or conversation_sha(one.alias, one.prompt or (), tools)
     return Interaction(**{**vars(one), "prompt_sha": sha})
 
 
@@ -54,7 +56,6 @@ def test_another_run_draws_others() -> None:
         ({"prompt_sha": "0" * 64}, "not_as_asked"),
         ({"parameters": {}}, "parameters"),
         ({"parameters": {"model": "m", "prompt_logprobs": 1}}, "parameters"),
-        ({"parameters": {"model": "m", "tool_choice": "auto"}}, "parameters"),
         ({"question": "My key is AKIAIOSFODNN7EXAMPLE, what now?"}, "secret"),
         ({"question": "Write to ann.lee@gmail.com for me."}, "personal_data"),
     ],
@@ -63,10 +64,31 @@ def test_what_is_left_out(changes: dict[str, Any], why: str | None) -> None:
     assert why_left_out(asked(**changes), {"zoe", "k1/yan"}) == why
 
 
-def test_a_question_with_tools_cannot_be_asked_again() -> None:
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_a_question_with_tools_is_asked_again_with_them() -> None:
+    """The hash is that of the request as it came; tools are kept in the form of chat completions."""
+    prompt = ({"role": "user", "content": "Rain?"},)
+    body = {"model": "assistant", "messages": list(prompt), "tools": [TOOL]}
+    one = asked(
+        prompt=prompt,
+        tools=offered_tools(body, "chat.completions"),
+        prompt_sha=conversation_sha("assistant", prompt, body),
+        parameters={"model": "assistant", "tool_choice": "auto", "parallel_tool_calls": False},
+    )
+    assert why_left_out(one, ()) is None
+    again = request_of(one, "candidate")
+    assert (again["tools"], again["tool_choice"], again["parallel_tool_calls"]) == ([TOOL], "auto", False)
+    assert conversation_sha("assistant", one.prompt or (), again) == one.prompt_sha
+
+
+def test_tools_that_were_not_kept_as_they_came_cannot_be_asked_again() -> None:
     one = asked()
-    sha = conversation_sha(one.alias, one.prompt or (), {"tools": [{"type": "function"}]})
-    assert why_left_out(asked(prompt_sha=sha), ()) == "not_as_asked"
+    sha = conversation_sha(one.alias, one.prompt or (), {"tools": [TOOL, {"type": "web_search"}]})
+    assert why_left_out(asked(tools=(TOOL,), prompt_sha=sha), ()) == "not_as_asked"
+    secret = {"type": "function", "function": {"name": "f", "description": "uses AKIAIOSFODNN7EXAMPLE"}}
+    assert why_left_out(asked(tools=(secret,)), ()) == "secret"
 
 
 def test_the_same_is_asked_of_another_model() -> None:

@@ -102,6 +102,22 @@ def test_many_small_looks_find_what_reading_everything_finds(database: Database)
             rollout = replace(rollout, cursor=expected.cursor)
 
 
+def test_days_that_are_due_at_once_are_read_in_several_ticks(database: Database) -> None:
+    rollout = rollout_named("ro_late")
+    told = [asked(rollout.id, f"user-{number}", number / 10) for number in range(50)]
+    save(database, told)
+    save_scores(database, [scored(one, 100.0) for one in told])
+    now = START + 1000
+    expected = all_at_once(database, rollout, now)
+    found: list[Matured] = []
+    while not found or found[-1].outcomes:
+        found.append(new_users(database, rollout, now, page_users=5, most_pages=4))
+        rollout = replace(rollout, cursor=found[-1].cursor)
+    assert [len(one.outcomes) for one in found] == [20, 19, 11, 0], "a page begins with the last one of the page before"
+    assert sum((one.outcomes for one in found), ()) == expected.outcomes
+    assert found[-1].cursor == expected.cursor
+
+
 class Story:
     """One rollout that is looked at again and again."""
 

@@ -10,7 +10,7 @@ from bench.ab_bets import HarmBets, UnequalBets, Witness, proof
 from bench.ab_error_rates import MOST_NEW_EVENTS, median_events, rate, run_study, verdicts_on
 from bench.ab_rivals import gbstats_sequential, sequence
 from bench.ab_studies import AT_THE_MARGIN, NEVER, NEW_HARM, NULLS, Batch, Study, allowed
-from bench.ab_sums import Cells, clustered_by_user, design_effect
+from bench.ab_sums import Cells, clustered_by_user
 from bench.ab_worlds import (
     Clustered,
     Crossing,
@@ -95,7 +95,10 @@ def test_bets_that_differ_from_the_real_ones_are_refused() -> None:
 def test_clustered_users_have_the_design_effect_that_was_asked_for() -> None:
     world = Clustered("clusters", 0.5, 200)
     *_, last = world.looks(np.random.default_rng(1), 20)
-    assert 2.0 < design_effect(last.right_unit).mean() < 2.6
+    control = last.right_unit.control
+    assert control.d is not None
+    of_independent_interactions = control.mean * (1 - control.mean) / control.d
+    assert 2.0 < (control.variance / control.n / of_independent_interactions).mean() < 2.6
 
 
 def test_crossing_users_are_reported_as_an_analysis_of_their_rows_reports_them() -> None:

@@ -48,6 +48,12 @@ def test_a_canary_of_nothing_but_rude_answers_is_over_soon() -> None:
     assert not forecast(Candidate("rude", mix, "promoted"), CONFIG, seed=1).is_right
 
 
+def test_only_the_equal_one_is_the_champion_s_copy() -> None:
+    """A training of its own on the champion's mix would be another adapter, better or worse than that by chance."""
+    assert [candidate.name for candidate in CANDIDATES if candidate.is_copy] == ["equal"]
+    assert BY_NAME["equal"].mix == CHAMPION_MIX
+
+
 def test_the_bad_ones_are_worse_by_what_is_said_and_by_nothing_else() -> None:
     def share(name: str, kind: TaskKind, habit: Habit) -> float:
         return BY_NAME[name].mix[kind][habit]

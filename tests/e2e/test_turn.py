@@ -6,6 +6,9 @@ One story in order, since every part needs the one before; the tests share one e
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import shutil
 import time
 from collections.abc import Callable
@@ -21,6 +24,9 @@ from safetensors.numpy import load_file, save_file
 from ab_testing.controller import Controller, start_rollout
 from ab_testing.experiment import Route
 from ab_testing.rollout_store import list_decisions
+from ab_testing.shadow import judge
+from ab_testing.shadow_orders import start_shadow
+from ab_testing.shadow_store import get_shadow, read_joined
 from feedback.lineage import trace_pair
 from feedback.mining import mine_alias
 from feedback.store import get_interaction, list_pairs, load_pairs
@@ -31,6 +37,7 @@ from pawl.database import Database
 from pawl.engines import Engine, verify
 from pawl.errors import PublishFailed
 from pawl.fingerprints import FLOOR, distance, fingerprint_of
+from pawl.settings import ShadowSettings
 from practice.demo import REPLAY
 from practice.evidence import Period, count_unscored
 from practice.traffic import Visit, send_users
@@ -39,6 +46,7 @@ from practice.world import ALIAS, BASE_NAME
 from retrain.pipeline import RoundInputs, RoundOptions, RunOutcome, run_round
 from serving.stack import Stack
 from tests.monitoring.exposition import assert_series_exist
+from tests.pawl.test_webhooks import SECRET, Receiver
 
 pytestmark = [pytest.mark.engine, pytest.mark.training, pytest.mark.timeout(600)]
 
@@ -159,6 +167,40 @@ def test_a_pair_is_traced_to_the_completions_behind_it(outcome: RunOutcome, shar
     assert trace is not None
     assert trace["rejected_from"]["model"] == BASE_NAME
     assert outcome.new_pair_ids
+
+
+def test_a_candidate_answers_in_the_dark_and_others_are_told_what_came_of_it(
+    outcome: RunOutcome, stack: Stack, shared_database: Database, receiver: Receiver
+) -> None:
+    """The worker asks the engine's adapter what the gateway's users asked the base, and has both sides scored."""
+    assert outcome.model is not None
+    wide = {"toxicity_margin": 0.9, "over_refusal_margin": 0.9, "harmful_compliance_margin": None}
+    settings = stack.settings.model_copy(update={"rollout": stack.settings.rollout.model_copy(update=wide)})
+    wanted = ShadowSettings(share=1.0, min_pairs=12, error_margin=0.9)
+    run = start_shadow(
+        shared_database, settings, ALIAS, outcome.model, actor="test", clock=clock.now, wanted=wanted, is_forced=True
+    )
+    count = asyncio.run(send_users(Visit(stack.url, ALIAS, 2, seed=6), population(6, 10), concurrency=8))
+    assert (count.failures, count.interactions >= 20) == (0, True)
+    assert wait_until(lambda: get_shadow(shared_database, run.id).status != "running", 120)
+
+    ended = get_shadow(shared_database, run.id)
+    pairs = read_joined(shared_database, run.id)[:12]
+    assert {(pair.error, pair.champion.is_toxic is None, pair.candidate.is_toxic is None) for pair in pairs} == {
+        (None, False, False)
+    }
+    assert all(pair.champion.n_tokens and pair.candidate.n_tokens for pair in pairs)
+    verdict = judge(pairs, run.rules)
+    assert (ended.status, ended.reason, verdict.n_pairs) == (verdict.finding, verdict.reason, 12)
+
+    assert wait_until(lambda: len(receiver.bodies) >= 2, 60)
+    assert [body["type"] for body in receiver.bodies] == ["shadow.start", f"shadow.{ended.status}"]
+    headers, payload = receiver.got[-1]
+    signed = b".".join((headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), payload))
+    secret = base64.b64decode(SECRET.removeprefix("whsec_"))
+    theirs = headers["webhook-signature"].removeprefix("v1,")
+    assert base64.b64decode(theirs) == hmac.new(secret, signed, hashlib.sha256).digest()
+    assert receiver.bodies[-1]["data"]["reason"] == ended.reason
 
 
 def test_a_canary_reaches_users_and_a_rollback_takes_them_back_within_a_second(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -211,9 +212,26 @@ def test_what_is_no_split_is_said(cli: Cli, shared: Database, variants: tuple[st
     assert load_route(shared, "assistant") is None
 
 
+def test_everybody_else_is_shown_beside_the_hold_out(cli: Cli, shared: Database) -> None:
+    held = {"experiment": "holdout", "probability": 0.5, "is_analysed": False, "created_at": time.time() - 3600}
+    rows = [
+        shown(n, f"user {n}", ("holdout", "control")[n % 2], **(held if n % 2 == 0 else held | {"experiment": None}))
+        for n in range(120)
+    ]
+    save(shared, rows)
+    told = cli("experiment", "report", "--holdout", "--json").json()
+    assert (told["experiment"], told["users"]) == ("holdout", {"everybody else": 60, "holdout": 60})
+    assert not told["split"]["assigned"]["is_mismatch"]
+    lines = cli("experiment", "report", "--holdout", "--days", "2").out.splitlines()
+    assert "60 held-out users (0.5 of all were to be) beside 60 others" in lines[0]
+    assert any("latency_p95_s" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("order", "code", "text"),
     [
+        (("--holdout",), 1, "nobody of assistant was held out"),
+        (("tone", "--holdout"), 2, "EXPERIMENT, --by and --control do not go with it"),
         (("nothing",), 1, "it has none at all"),
         (("tone", "--control", "plain"), 1, "60 of 'control', 60 of 'treatment'"),
         (("tone", "--html", "/nowhere/page.html"), 2, "cannot write /nowhere/page.html"),

@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
+import orjson
 import pytest
 
 from ab_testing.assignment import assign
 from ab_testing.experiment import CONTROL, TREATMENT, Experiment, Holdout, LayerRange, Route, Variant
 from ab_testing.route_store import write_route
+from feedback.spool import Spool
 from pawl.database import Database, open_database
 from pawl.settings import DatabaseSettings, Settings
-from serving.routing import configured_route, traffic_shares
+from serving.routing import KEPT_NAME, RouteTable, configured_route, traffic_shares
 from tests.fake_vllm import FakeVLLM
 from tests.servers import PostgreSQL
 from tests.serving.conftest import Served, serving
@@ -45,6 +48,25 @@ def variant_of(client: httpx2.Client, headers: dict[str, str] | None = None, **f
     response = client.post(CHAT, json={**QUESTION, **fields}, headers=headers)
     assert response.status_code == 200
     return response.headers["x-pawl-variant"]
+
+
+def test_a_gateway_starts_from_what_an_older_version_kept_whose_split_is_called_holdout(tmp_path: Path) -> None:
+    """That name is the hold-out's in the records by now: nobody is split, and everybody is answered."""
+    split = {"key": "holdout", "salt": "salt", "variants": [{"name": "control", "model": "another", "weight": 1.0}]}
+    kept = {"assistant": {"alias": "assistant", "version": 3, "champion": "another", "experiment": split}}
+    models = {"assistant": {"champion": "base-model", "engines": ["http://127.0.0.1:9"]}}
+    settings = Settings.model_validate({"serving": {"models": models}})
+    database = open_database(DatabaseSettings(url=f"sqlite:///{tmp_path}/empty.db"))
+    spool = Spool(tmp_path / "spool.db")
+    spool.keep(KEPT_NAME, orjson.dumps(kept)).result()
+    table = RouteTable(settings.serving.models, database, spool, poll_s=60.0)
+    try:
+        table.start()
+        assert table.get("assistant") == Route("assistant", 3, "another")
+    finally:
+        table.stop()
+        spool.close()
+        database.close()
 
 
 def layered(key: str, start: float, end: float) -> dict[str, Any]:

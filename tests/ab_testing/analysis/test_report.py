@@ -20,6 +20,7 @@ from ab_testing.analysis import (
     quantile,
     ratio,
 )
+from ab_testing.analysis.tables import read_numbers
 from tests.ab_testing.analysis.sample_tables import NumpyTable, interactions
 
 METRICS = (
@@ -52,6 +53,28 @@ def test_all_tables_give_the_same_bytes() -> None:
     assert analyse(arrow.table(table), METRICS, columns=columns).to_json().encode() == expected
     chunks = arrow.concat_tables([arrow.table(table).slice(0, 100), arrow.table(table).slice(100)])
     assert analyse(chunks, METRICS, columns=columns).to_json().encode() == expected
+
+
+def test_two_threads_give_the_bytes_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    table, columns = interactions(), Columns(segment="country")
+    on_one = analyse(table, METRICS, columns=columns).to_json()
+    monkeypatch.setattr("ab_testing.analysis.table_analysis._ROWS_FOR_THREADS", 0)
+    assert analyse(table, METRICS, columns=columns).to_json() == on_one
+    with pytest.raises(InvalidTable, match="no column"):
+        analyse(table, [*METRICS, mean("gone", "gone")])
+
+
+def test_what_may_not_be_written_to_is_neither_copied_nor_changed() -> None:
+    """`numpy.bincount` would copy it for every metric."""
+    table = interactions()
+    expected = analyse(table, METRICS).to_json()
+    for column in table.values():
+        column.flags.writeable = False
+    read = read_numbers(table, "latency_s")
+    assert read.flags.writeable
+    assert np.shares_memory(read, table["latency_s"])
+    assert analyse(table, METRICS).to_json() == expected
+    assert not any(column.flags.writeable for column in table.values())
 
 
 def test_polars_gives_the_same_bytes() -> None:
