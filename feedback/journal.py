@@ -1,9 +1,9 @@
 """The journal: what the gateway acknowledges is in here before the client gets its last byte.
 
 Interactions come by the ten thousand a second, on the thread that also relays their bytes. So a record costs that
-thread one join and one checksum; everything that came in one turn of the event loop then goes down a pipe to a writer
-(`feedback.journal_writer`) as one group, which is one write and one flush, and comes back as one event on the loop. At
-most one group is on its way at a time: the longer the disk takes, the larger the next group.
+thread one join and one checksum; everything that came in one turn of the event loop then goes to a writer as one group,
+which is one write and one flush, and comes back as one event on the loop (`feedback.journal_line`). At most one group
+is on its way at a time: the longer the disk takes, the larger the next group.
 
 Where there is a core for it the writer is a process of its own: a thread has to get the interpreter's lock back after
 every write, from an event loop that has it nearly always. Where there is none, that still costs less than a process.
@@ -26,10 +26,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import structlog
 
-from feedback.journal_line import Carrier, Line, StartWriter, as_thread
+from feedback.journal_line import Carrier, Line, PipeLine, StartWriter, ThreadLine
 from feedback.journal_reader import first_seq, last_seq, waiting_since
 from feedback.journal_writer import Plan, State
 from feedback.segment_files import LOCK, lock, read_position, reserve_position
@@ -42,23 +43,23 @@ log = structlog.get_logger()
 
 Done = Callable[[bool], None]
 
-MAX_GROUP_RECORDS = 500
+MAX_GROUP_RECORDS: Final = 500
 """Each is two buffers of a vectored write, which takes 1024."""
-MAX_GROUP_BYTES = 4 * 1024**2
-MAX_WAITING_BYTES = 64 * 1024**2
+MAX_GROUP_BYTES: Final = 4 * 1024**2
+MAX_WAITING_BYTES: Final = 64 * 1024**2
 """Of records that wait for the disk; more are refused."""
-CLOSE_PATIENCE_S = 5.0
-HANGING_S = 10.0
+CLOSE_PATIENCE_S: Final = 5.0
+HANGING_S: Final = 10.0
 """A write that has taken longer does not come back: the disk counts as refusing until it does."""
-SIBLINGS = 5
-HOLD_S = 0.001
+SIBLINGS: Final = 5
+HOLD_S: Final = 0.001
 """After a group of at least so many the next one is held for up to so long, and grows: a write costs the same for five
 records as for fifty. PostgreSQL does the same with `commit_siblings` and `commit_delay`; here the hold ends with the
 first turn of the loop that brings no more, so nobody waits while there is nothing else to do."""
-RESTART_S = 0.5
-LONGEST_PAUSE_S = 10.0
+RESTART_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 10.0
 """A writer that has ended by itself is replaced after this time; one after another, after ever longer ones."""
-LOCK_PATIENCE_S = 1.0
+LOCK_PATIENCE_S: Final = 1.0
 """A drain that looks whether this directory is abandoned holds the lock for a moment."""
 
 
@@ -90,7 +91,7 @@ class Journal:
         """Lock the directory and find out where its last writer stopped.
 
         Args:
-            start_writer: `journal_line.as_process`, or as the default, a thread of this process.
+            start_writer: `journal_line.as_process`; None: a thread of this process.
 
         Raises:
             SpoolUnavailable: another process writes there, or the directory cannot be used.
@@ -106,7 +107,7 @@ class Journal:
         self._last_seq = last_seq(directory)
         self._floor = first_seq(directory, self._last_seq) - 1
         self._plan = Plan(directory, self._salt, self._last_seq, max_bytes, segment_bytes)
-        self._start_writer = start_writer or as_thread(clock)
+        self._start_writer = start_writer
         self._state = State(self._last_seq, 0, is_answer=False, is_kept=False, is_healthy=True, is_full=False)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._filling = Group()
@@ -142,7 +143,7 @@ class Journal:
         """The loop that appends, and on which `done` and `on_durable` are called."""
         self._loop = loop
         if self._line is not None:
-            loop.add_reader(self._line.hearing, self._hear)
+            self._line.attach(loop, self._hear)
 
     def append(self, meta: bytes, request: bytes, response: bytes, done: Done) -> None:
         """Keep one record; `done(True)` once it is on disk, `done(False)` if it is not kept. Never blocks."""
@@ -200,7 +201,7 @@ class Journal:
             self._writer_ended(line)
             return
         if not is_sent and self._loop is not None:
-            self._loop.add_writer(line.sending, self._send_rest)
+            line.when_room(self._loop, self._send_rest)
 
     def _send_rest(self) -> None:
         line, loop = self._line, self._loop
@@ -212,7 +213,7 @@ class Journal:
             self._writer_ended(line)
             return
         if is_sent:
-            loop.remove_writer(line.sending)
+            line.when_room(loop, None)
 
     def _hear(self) -> None:
         assert self._line is not None
@@ -272,7 +273,9 @@ class Journal:
 
     def _open_line(self) -> Line:
         plan = self._plan._replace(last_seq=self.kept_seq)
-        return Line(self._start_writer, plan, self._lock_file.fileno())
+        if self._start_writer is None:
+            return ThreadLine(plan, self._clock)
+        return PipeLine(self._start_writer, plan, self._lock_file.fileno())
 
     def _writer_ended(self, line: Line) -> None:
         """It was killed, or has failed in a way of its own: what waits is not kept, and another one takes its place."""
@@ -309,7 +312,7 @@ class Journal:
             self._loop.call_later(self._restart_pause_s, self._restart)
             return
         self._line = opening.result()
-        self._loop.add_reader(self._line.hearing, self._hear)
+        self._line.attach(self._loop, self._hear)
 
     def _take_all(self) -> list[Group]:
         """Every group that has not been answered, in order."""
@@ -321,8 +324,7 @@ class Journal:
 
     def _leave_loop(self, line: Line) -> None:
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(line.hearing)
-            self._loop.remove_writer(line.sending)
+            line.detach(self._loop)
 
     # The end.
 

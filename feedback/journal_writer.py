@@ -1,4 +1,5 @@
-"""The side of a journal that waits for the disk: groups of frames come down one pipe, the outcomes go up another.
+"""A writer of a journal that waits for the disk in a process of its own: groups of frames come down one pipe, the
+outcomes go up another.
 
 Run as a process of its own (`python -m feedback.journal_writer`, started by `feedback.journal_line`), so that the
 process that relays never waits for the interpreter's lock because of a write. It ends when its pipe does: a gateway
@@ -71,14 +72,7 @@ def work(plan: Plan, incoming: int, outgoing: int, clock: Clock = wall_clock) ->
         outgoing: takes `STATE`s.
     """
     try:
-        writer = SegmentWriter(
-            plan.directory,
-            plan.salt,
-            plan.last_seq,
-            max_bytes=plan.max_bytes,
-            segment_bytes=plan.segment_bytes,
-            clock=clock,
-        )
+        writer = open_writer(plan, clock)
         try:
             _serve(writer, incoming, outgoing)
         finally:
@@ -90,12 +84,24 @@ def work(plan: Plan, incoming: int, outgoing: int, clock: Clock = wall_clock) ->
         os.close(outgoing)
 
 
+def open_writer(plan: Plan, clock: Clock) -> SegmentWriter:
+    """The writer of a plan."""
+    return SegmentWriter(
+        plan.directory,
+        plan.salt,
+        plan.last_seq,
+        max_bytes=plan.max_bytes,
+        segment_bytes=plan.segment_bytes,
+        clock=clock,
+    )
+
+
 def _serve(writer: SegmentWriter, incoming: int, outgoing: int) -> None:
     poll = select.poll()
     poll.register(incoming, select.POLLIN)
     head = memoryview(bytearray(GROUP.size))
     buffer = memoryview(bytearray(BUFFER_BYTES))
-    told = _tell(outgoing, _state(writer), None)
+    told = _tell(outgoing, state_of(writer), None)
     while True:
         if poll.poll(writer.pause_s * 1000):
             if not _fill(incoming, head):
@@ -105,13 +111,14 @@ def _serve(writer: SegmentWriter, incoming: int, outgoing: int) -> None:
             if not _fill(incoming, group):
                 return
             is_kept = writer.write([group], n_bytes, last_seq)
-            told = _tell(outgoing, _state(writer)._replace(is_answer=True, is_kept=is_kept), None)
+            told = _tell(outgoing, state_of(writer)._replace(is_answer=True, is_kept=is_kept), None)
         else:
             writer.keep_house()
-            told = _tell(outgoing, _state(writer), told)
+            told = _tell(outgoing, state_of(writer), told)
 
 
-def _state(writer: SegmentWriter) -> State:
+def state_of(writer: SegmentWriter) -> State:
+    """What there is to say of a writer, but for a group."""
     return State(
         writer.kept_seq,
         writer.error,

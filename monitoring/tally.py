@@ -6,7 +6,7 @@ at every scrape. Used on one thread.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+import bisect
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -23,6 +23,8 @@ from monitoring.metrics import (
     REQUESTS,
     TIME_TO_FIRST_TOKEN,
 )
+
+bisect_left: Final = bisect.bisect_left
 
 
 class Spread:

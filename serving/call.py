@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from asyncio import Task
-from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -34,29 +33,30 @@ if TYPE_CHECKING:
     from serving.request_fields import CompletionRequest
 
 log = structlog.get_logger()
+seconds: Final = time.perf_counter
 
-MAX_REFUSAL_BYTES = 64 * 1024
-KEEPING_S = 15.0
+MAX_REFUSAL_BYTES: Final = 64 * 1024
+KEEPING_S: Final = 15.0
 """How long the disk may take over a record; a disk that hangs is one that refuses."""
-ENGINE_ERROR = "engine_error"
+ENGINE_ERROR: Final = "engine_error"
 
 
-class Phase(IntEnum):
-    """How far a call has come."""
+class Phase:
+    """How far a call has come: plain numbers, of which the compiler makes constants."""
 
-    ADMITTING = 0
+    ADMITTING: Final = 0
     """It has not been let in; nothing is recorded if it ends here."""
-    ASKING = 1
+    ASKING: Final = 1
     """An engine has the request; its answer has not begun."""
-    ANSWERING = 2
+    ANSWERING: Final = 2
     """The engine said 200."""
-    REFUSED = 3
+    REFUSED: Final = 3
     """The engine said something else, and is saying what."""
-    CHECKING = 4
+    CHECKING: Final = 4
     """The engine has done its part; a guard reads what it said."""
-    KEEPING = 5
+    KEEPING: Final = 5
     """The outcome is settled; the record is on its way to the disk, and after it the client's last bytes."""
-    OVER = 6
+    OVER: Final = 6
 
 
 class Call:
@@ -126,7 +126,7 @@ class Call:
         self.request_id = request_id
         self.started = self.asked_at = self.last_byte_at = self.last_sent_at = started
         self.parts: list[bytes] = []
-        self.phase = Phase.ADMITTING
+        self.phase: int = Phase.ADMITTING
         self.key: ApiKey = ANONYMOUS
         self.reservation: Reservation = NO_LIMITS
         self.status = Status.OK
@@ -138,7 +138,7 @@ class Call:
         if self.phase != Phase.ASKING:
             return
         self.engine_status = status
-        self.last_byte_at = time.perf_counter()
+        self.last_byte_at = seconds()
         self.phase = Phase.ANSWERING if status == 200 else Phase.REFUSED
         for name, value in headers:
             if name == b"content-type":
@@ -156,7 +156,7 @@ class Call:
             self._stumble(exc)
 
     def _take(self, data: bytes) -> None:
-        now = time.perf_counter()
+        now = seconds()
         self.size += len(data)
         self.parts.append(data)
         if self.size > self.relay.max_answer_bytes:
@@ -235,7 +235,7 @@ class Call:
     def client_paused(self) -> None:
         """The client reads too slowly: hold the engine back."""
         if not self.paused_at:
-            self.paused_at = time.perf_counter()
+            self.paused_at = seconds()
             if self.sent is not None:
                 self.sent.pause()
 
@@ -243,7 +243,7 @@ class Call:
         """The client has caught up."""
         if self.paused_at:
             self.paused_at = 0.0
-            self.last_byte_at = time.perf_counter()
+            self.last_byte_at = seconds()
             if self.sent is not None:
                 self.sent.resume()
 

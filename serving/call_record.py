@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Final
 
 import orjson
 
@@ -12,7 +13,9 @@ from serving.call import Call
 from serving.identity import unit_of
 from serving.sse import EVENT_END
 
-ID_PREFIXES: Mapping[str, str] = {
+seconds: Final = time.perf_counter
+
+ID_PREFIXES: Final[Mapping[str, str]] = {
     "chat.completions": "chatcmpl-",
     "completions": "cmpl-",
     "responses": "resp_",
@@ -24,7 +27,7 @@ ID_PREFIXES: Mapping[str, str] = {
 
 def meta_of(call: Call) -> bytes:
     """The fields of `feedback.recording.Exchange`, as JSON."""
-    now = time.perf_counter()
+    now = seconds()
     request, assignment, principal, error = call.request, call.assignment, call.principal, call.error
     return orjson.dumps(
         {

@@ -10,27 +10,31 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
-from typing import Literal, Protocol, cast
+from typing import Final, Literal, Protocol, cast
 from urllib.parse import urlsplit
 
 import structlog
 from httptools import HttpParserError, HttpResponseParser
 
+from serving.repeated_heads import MAX_UNLIKE, RepeatedHead, repeated_head
+
 log = structlog.get_logger()
+monotonic: Final = time.monotonic
 
 Reason = Literal["connect", "connect_timeout", "reset", "protocol", "stale"]
 
-STALE_S = 1.0
+STALE_S: Final = 1.0
 """An engine that closes an idle connection just as it is used does so at once; later it is the request's doing."""
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES: Final = 64 * 1024
 """Also of what lies between two pieces of body: chunk extensions, trailers."""
-CLOSE_S = 1.0
+HTTP_OK: Final = 200
+CLOSE_S: Final = 1.0
 """For the loop to let go of aborted connections, a matter of one turn."""
-DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class Answer(Protocol):
@@ -361,9 +365,11 @@ class _Connection(_Response):
         "_first",
         "_is_reused",
         "_is_told",
-        "_is_writing",
         "_n_barren",
+        "_n_unlike",
         "_pool",
+        "_repeated",
+        "_repeated_headers",
         "_sent",
         "_transport",
         "idle_until",
@@ -379,8 +385,10 @@ class _Connection(_Response):
         self._is_reused = False  # And nothing has arrived since.
         self._begun_at = 0.0
         self._is_told = False  # Of the head.
-        self._is_writing = False
         self._n_barren = 0  # Bytes since there was something to tell.
+        self._repeated: RepeatedHead | None = None  # The head of the last 200.
+        self._repeated_headers: list[tuple[bytes, bytes]] = []
+        self._n_unlike = 0
 
     def is_usable(self, now_s: float) -> bool:
         return now_s < self.idle_until and not self._transport.is_closing()
@@ -443,6 +451,10 @@ class _Connection(_Response):
             self._transport.abort()
             return
         self._is_reused = False
+        is_first = not (self._status or self._n_barren)
+        if is_first and self._repeated is not None and self._take_again(self._repeated, data):
+            self._tell(sent)
+            return
         try:
             self._parser.feed_data(data)
         except HttpParserError:
@@ -453,7 +465,28 @@ class _Connection(_Response):
         if not self._is_within_bounds(len(data)):
             self.fail("protocol")
         elif self._status:
+            if is_first and self._is_done and self._n_unlike < MAX_UNLIKE:
+                self._learn(data)
             self._tell(sent)
+
+    def _take_again(self, repeated: RepeatedHead, data: bytes) -> bool:
+        """Take an answer whose head is that of the one before, without the parser; False if it is another."""
+        body = repeated.body_of(data)
+        if not body:
+            return False
+        self._n_unlike = 0
+        self._status = HTTP_OK
+        self._headers = self._repeated_headers
+        self._pieces.append(body)
+        self._is_done = self._is_kept = True
+        return True
+
+    def _learn(self, data: bytes) -> None:
+        """Remember the head of a whole answer that came in one read and that the parser has told of."""
+        self._n_unlike += 1
+        if self._is_kept and self._status == HTTP_OK and len(self._pieces) == 1:
+            self._repeated = repeated_head(data, len(self._pieces[0]))
+            self._repeated_headers = self._headers
 
     def _is_within_bounds(self, n_bytes: int) -> bool:
         """Whether the head, or what frames the body, is not growing without end."""
@@ -484,7 +517,7 @@ class _Connection(_Response):
     def _finish(self, sent: Sent) -> None:
         """Let go of a request whose whole answer is there. After an answer that came early, part of it is unsent."""
         sent.connection = None
-        if not self._is_kept or self._is_writing:
+        if not self._is_kept or self._transport.get_write_buffer_size():
             self.drop()
             return
         self._sent = None
@@ -493,10 +526,10 @@ class _Connection(_Response):
         self._pool.release(self)
 
     def pause_writing(self) -> None:
-        self._is_writing = True
+        """There is at most one request to send, which waits for nothing of ours."""
 
     def resume_writing(self) -> None:
-        self._is_writing = False
+        """As above."""
 
     def eof_received(self) -> None:
         if self._sent is not None and self._ends_with_connection():
@@ -525,12 +558,11 @@ def _expiry(connection: _Connection) -> float:
 
 
 def _set_options(transport: asyncio.Transport) -> None:
-    """Detect engines that vanished without a word, and be told whenever a request is not sent completely."""
+    """Detect engines that vanished without a word, and do not let small requests wait for one another."""
     connected = transport.get_extra_info("socket")
     with contextlib.suppress(OSError):  # Already dead: the loop will say so.
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    transport.set_write_buffer_limits(high=0)
 
 
 def _tell_unsent(sent: Sent, reason: Reason) -> None:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from httptools import HttpParserError, HttpParserUpgrade
 
 from serving.call import Call
 from serving.client import STATUS_LINES
 from serving.errors import ApiError
-from serving.patience import BODY, BUSY, HEAD, REFUSED, PatientConfig, PatientHttpProtocol, head_size
+from serving.patience import BODY, BUSY, FRESH, HEAD, IDLE, REFUSED, PatientConfig, PatientHttpProtocol, head_size
+from serving.repeated_heads import MAX_DIGITS, MAX_UNLIKE, RepeatedHead, repeated_head
 from serving.routes import HOT_PATHS
 from serving.wire import body_too_large, body_too_slow
 
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
     from serving.relay import Relay
 
-HOT_TARGETS = {path.encode(): route for route, path in HOT_PATHS.items()}
-OK = STATUS_LINES[200]
-CHUNKED = b"transfer-encoding: chunked\r\n"
-CLOSE = b"connection: close\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
+seconds: Final = time.perf_counter
+HOT_TARGETS: Final = {path.encode(): route for route, path in HOT_PATHS.items()}
+OK: Final = STATUS_LINES[200]
+CHUNKED: Final = b"transfer-encoding: chunked\r\n"
+CRLF: Final = b"\r\n"
+CLOSE: Final = b"connection: close\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 
 class Taken:
@@ -56,8 +59,8 @@ class NoEvent:
         """Do nothing."""
 
 
-READ_AT_ONCE_BYTES = 64 * 1024
-MOST_PARTS = 4096
+READ_AT_ONCE_BYTES: Final = 64 * 1024
+MOST_PARTS: Final = 4096
 """Of a body, until they are joined: joining takes 80 bytes for each."""
 
 
@@ -89,17 +92,30 @@ class FastLane(PatientHttpProtocol):
         self._began = 0.0
         self._date: tuple[object, bytes] = (None, b"")
         self._call: Call | None = None
+        self._read = b""
+        """What is just being parsed, if it begins with a request: the framework may answer before it has read a body,
+        the rest of which comes later."""
+        self._repeated: RepeatedHead | None = None
+        """The head of the last completion request that came in one read."""
+        self._repeated_route = ""
+        self._repeated_headers: dict[bytes, bytes] = {}
+        self._n_unlike = 0
 
-    # What the parser says.
+    # What the client sends.
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client; the ways of the parent classes in one step."""
-        if self.phase == HEAD:
+        phase = self.phase
+        if phase == IDLE and self._repeated is not None and self._take_again(self._repeated, data):
+            return
+        if phase == HEAD:
             self.n_head += len(data)
-        elif self.phase < REFUSED:
+        elif phase < REFUSED:
             self.n_head = len(data)
         else:
             return
+        is_between = phase == FRESH or (phase == IDLE and self.cycle is self._taken)
+        self._read = data if is_between else b""
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
         try:
@@ -113,6 +129,37 @@ class FastLane(PatientHttpProtocol):
                 self._refuse_head()
             elif len(data) > READ_AT_ONCE_BYTES and self.phase == BODY:
                 self._let_others_be_read()
+        self._read = b""
+
+    def _take_again(self, repeated: RepeatedHead, data: bytes) -> bool:
+        """Take a request whose head is that of the one before, without the parser; False if it is another."""
+        taken = self._taken
+        if self.cycle is not taken or self.patience.is_retiring or self.timeout_keep_alive_task is not None:
+            return False
+        body = repeated.body_of(data)
+        if body is None or len(body) > self.relay.max_body_bytes:
+            return False
+        self._n_unlike = 0
+        taken.response_complete = False
+        self.begin_work(BUSY)
+        self._begin(self._repeated_route, self._repeated_headers, body, seconds())
+        return True
+
+    def _learn(self, route: str, body: bytes) -> None:
+        """Remember the head of a request that came in one read and that the parser has told of."""
+        self._n_unlike += 1
+        self._repeated = None
+        is_worth_it = self._n_unlike <= MAX_UNLIKE and self._taken.keep_alive
+        if is_worth_it and len(self._read) - len(body) + MAX_DIGITS <= self.patience.max_head_bytes:
+            self._repeated = repeated_head(self._read, len(body))
+            self._repeated_route, self._repeated_headers = route, self._headers
+
+    def _begin(self, route: str, headers: dict[bytes, bytes], body: bytes, began: float) -> None:
+        call = self.relay.begin(route, headers, body, self, began)
+        if not self._taken.response_complete:
+            self._call = call
+            if self.flow.write_paused:
+                call.client_paused()
 
     def _let_others_be_read(self) -> None:
         """Read on at the loop's next turn: libuv hands over up to 8 MB in one, which are millions of tiny chunks."""
@@ -172,7 +219,7 @@ class FastLane(PatientHttpProtocol):
     def _take(self, route: str, *, keep_alive: bool) -> None:
         self._route = route
         self._parts, self._joined, self._size = [], bytearray(), 0
-        self._began = time.perf_counter()
+        self._began = seconds()
         taken = self._taken
         taken.response_complete = False
         taken.keep_alive = keep_alive
@@ -210,11 +257,9 @@ class FastLane(PatientHttpProtocol):
                 raw = bytes(self._joined) + raw
                 self._joined = bytearray()
             self._parts = []
-            call = self.relay.begin(route, self._headers, raw, self, self._began)
-            if not self._taken.response_complete:
-                self._call = call
-                if self.flow.write_paused:
-                    call.client_paused()
+            if self._read:
+                self._learn(route, raw)
+            self._begin(route, self._headers, raw, self._began)
 
     def _refuse(self, error: ApiError) -> None:
         """Answer before the body is complete, and close: what is left of it is not read."""
@@ -244,16 +289,16 @@ class FastLane(PatientHttpProtocol):
     def start_stream(self, lines: bytes, part: bytes) -> None:
         """See `serving.client.Client`."""
         close = b"\r\n" if self._taken.keep_alive else CLOSE + b"\r\n"
-        head = b"".join((OK, self.date_line(), lines, CHUNKED, close))
-        self.transport.write(b"%b%x\r\n%b\r\n" % (head, len(part), part) if part else head)
+        chunk = chunk_of(part) if part else ()
+        self.transport.write(b"".join((OK, self.date_line(), lines, CHUNKED, close, *chunk)))
 
     def send_part(self, part: bytes) -> None:
         """See `serving.client.Client`."""
-        self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        self.transport.write(b"".join(chunk_of(part)))
 
     def end_stream(self, part: bytes) -> None:
         """See `serving.client.Client`."""
-        self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part) if part else LAST_CHUNK)
+        self.transport.write(b"".join((*chunk_of(part), LAST_CHUNK)) if part else LAST_CHUNK)
         self._finish()
 
     def drop(self) -> None:
@@ -301,6 +346,11 @@ class FastLane(PatientHttpProtocol):
         super().resume_writing()
         if self._call is not None:
             self._call.client_resumed()
+
+
+def chunk_of(part: bytes) -> tuple[bytes, bytes, bytes]:
+    """A chunk, to be joined with what is sent along: one copy, where formatting it would make three."""
+    return b"%x\r\n" % len(part), part, CRLF
 
 
 def fast_lane_of(relay: Relay) -> type[FastLane]:

@@ -12,7 +12,7 @@ from feedback.drain import Drain
 from feedback.errors import SpoolUnavailable
 from feedback.journal import Journal
 from feedback.journal_drain import JournalDrain
-from feedback.journal_line import StartWriter, as_process, as_thread
+from feedback.journal_line import StartWriter, as_process
 from feedback.spool import Spool
 from feedback.tombstone_store import open_watch
 from monitoring.loop_lag import watch_loop_lag
@@ -269,7 +269,7 @@ def create_app(settings: Settings, *, clock: Clock = wall_clock, drains_here: bo
     """
     if not settings.serving.models:
         raise ConfigurationError("serving.models is empty: name at least one model and its engines")
-    records = open_records(settings, clock, writer_for(usable_cores(), settings, clock, drains_here=drains_here))
+    records = open_records(settings, clock, writer_for(usable_cores(), settings, drains_here=drains_here))
     try:
         return Gateway(settings, open_database(settings.database), records, clock=clock, drains_here=drains_here)
     except BaseException:
@@ -277,16 +277,16 @@ def create_app(settings: Settings, *, clock: Clock = wall_clock, drains_here: bo
         raise
 
 
-def writer_for(cores: int, settings: Settings, clock: Clock, *, drains_here: bool) -> StartWriter:
-    """Where completions are written to disk: in a process beside this one if there is a core that no worker needs.
+def writer_for(cores: int, settings: Settings, *, drains_here: bool) -> StartWriter | None:
+    """How completions are written to disk: by a process beside this one if there is a core that no worker needs.
 
     On the core of the one that relays, a process costs more than a thread: the kernel has to change over between them.
     """
     has_room = not drains_here and cores > settings.serving.workers
-    return as_process if has_room else as_thread(clock)
+    return as_process if has_room else None
 
 
-def open_records(settings: Settings, clock: Clock, start_writer: StartWriter) -> LocalRecords:
+def open_records(settings: Settings, clock: Clock, start_writer: StartWriter | None) -> LocalRecords:
     """The files of the first free slot; what dead processes left in theirs is taken over."""
     directory = settings.state_dir / "spool"
     limits = settings.serving.spool

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import orjson
 import structlog
@@ -19,18 +19,18 @@ from serving.connections import EnginePool, Reason
 
 log = structlog.get_logger()
 
-WINDOW_S = 10
+WINDOW_S: Final = 10
 """Over how long failures are counted as a share."""
-MAX_EJECT_S = 60.0
-FORGIVEN_AFTER_S = 60.0
+MAX_EJECT_S: Final = 60.0
+FORGIVEN_AFTER_S: Final = 60.0
 """A replica that has been back for this long begins again with the shortest ejection."""
-MAX_RELAPSES = 16
-MIN_SHARE = 0.1
+MAX_RELAPSES: Final = 16
+MIN_SHARE: Final = 0.1
 """What a replica that has just returned gets of its full share; Envoy's slow start begins there too."""
-PROBES_TO_FAIL = 2
-TICK_S = 1.0
-MAX_PROBE_BYTES = 1024 * 1024
-NEVER = float("-inf")
+PROBES_TO_FAIL: Final = 2
+TICK_S: Final = 1.0
+MAX_PROBE_BYTES: Final = 1024 * 1024
+NEVER: Final = float("-inf")
 
 
 class RecentCount:

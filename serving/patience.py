@@ -16,7 +16,6 @@ import heapq
 import os
 import time
 from collections.abc import Collection, Iterable
-from enum import IntEnum
 from typing import Any, Final
 
 import httptools
@@ -44,30 +43,25 @@ LAST_WORD_S = 2.0
 HEADER_OVERHEAD = len(b": \r\n")
 
 
-class Phase(IntEnum):
-    """What a connection is doing; the index of its limit."""
-
-    FRESH = 0
-    """Nothing has come yet."""
-    IDLE = 1
-    """Between two requests."""
-    UNREAD = 2
-    """Between two requests for long, but the client is still taking the answer to the last one."""
-    HEAD = 3
-    """Part of a request's head has come."""
-    BODY = 4
-    """The head is complete; used only by protocols that read bodies themselves."""
-    BUSY = 5
-    """A request is being answered: its timeouts are the application's business."""
-    REFUSED = 6
-    """An error was sent; what still comes is thrown away."""
-    EVICTED = 7
-    """Closed to make room, and about to be gone."""
-    CLOSING = 8
-    """Closed, but the client has not taken all that was said to it."""
-
-
-FRESH, IDLE, UNREAD, HEAD, BODY, BUSY, REFUSED, EVICTED, CLOSING = Phase
+# What a connection is doing; the index of its limit. Plain numbers: the compiler makes constants of them.
+FRESH: Final = 0
+"""Nothing has come yet."""
+IDLE: Final = 1
+"""Between two requests."""
+UNREAD: Final = 2
+"""Between two requests for long, but the client is still taking the answer to the last one."""
+HEAD: Final = 3
+"""Part of a request's head has come."""
+BODY: Final = 4
+"""The head is complete; used only by protocols that read bodies themselves."""
+BUSY: Final = 5
+"""A request is being answered: its timeouts are the application's business."""
+REFUSED: Final = 6
+"""An error was sent; what still comes is thrown away."""
+EVICTED: Final = 7
+"""Closed to make room, and about to be gone."""
+CLOSING: Final = 8
+"""Closed, but the client has not taken all that was said to it."""
 MAY_BE_EVICTED: Final = (FRESH, IDLE, UNREAD)
 """Unless something waits in them for the client to take it."""
 NEVER_S: Final = float("inf")
@@ -157,7 +151,7 @@ class PatientHttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.patience = config.patience
-        self.phase = FRESH
+        self.phase: int = FRESH
         self.since = self.patience.now
         self.n_head = 0
         """At least as many bytes as the head has so far."""
@@ -210,7 +204,7 @@ class PatientHttpProtocol(HttpToolsProtocol):
         self.phase = HEAD
         self.since = self.patience.now
 
-    def begin_work(self, phase: Phase = BUSY) -> None:
+    def begin_work(self, phase: int = BUSY) -> None:
         """The head is complete."""
         self.phase = phase
         self.since = self.patience.now
@@ -253,7 +247,7 @@ class PatientHttpProtocol(HttpToolsProtocol):
         """Whether nobody would miss anything if it were closed now."""
         return self.phase in MAY_BE_EVICTED and not self.transport.get_write_buffer_size()
 
-    def _watch_reader(self, phase: Phase) -> None:
+    def _watch_reader(self, phase: int) -> None:
         """When this phase is overdue, less must wait for the client than now."""
         self.phase = phase
         self.since = self.patience.now

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
@@ -57,25 +56,29 @@ if TYPE_CHECKING:
     from serving.guards.injection import Finding
 
 log = structlog.get_logger()
+seconds: Final = time.perf_counter
 
-ENGINE_PATHS = {route: path.encode() for route, path in HOT_PATHS.items()}
-INFER = "infer"
-ADMIN = "admin"
-SDK_RETRIES = b"x-stainless-retry-count"
+ENGINE_PATHS: Final = {route: path.encode() for route, path in HOT_PATHS.items()}
+INFER: Final = "infer"
+ADMIN: Final = "admin"
+SDK_RETRIES: Final = b"x-stainless-retry-count"
 """What OpenAI's and Anthropic's clients say of a request that they send again."""
-MAX_FAILED = 2
+MAX_FAILED: Final = 2
 """Replicas that may fail one request: a failed one is replaced once."""
-MAX_ASKED = 6
+MAX_ASKED: Final = 6
 """Replicas that may say that they do not have the model."""
-PARSE_HERE_BYTES = 64 * 1024
+PARSE_HERE_BYTES: Final = 64 * 1024
 """Larger bodies are parsed on a thread: a megabyte takes milliseconds."""
-OK = Outcome.OK
-SWEEP_S = 0.2
-FLUSH_S = 0.25
-END_AFTER_LAST_EVENT_S = 0.5
+OK: Final = Outcome.OK
+MAX_VARIANTS: Final = 1_000
+"""Whose head lines are kept ready."""
+SWEEP_S: Final = 0.2
+FLUSH_S: Final = 0.25
+END_AFTER_LAST_EVENT_S: Final = 0.5
 """How long an engine may take to end a stream whose last event it has sent, before its connection is given up."""
-RECENT = 4_096
-"""Completions whose alias and variant are remembered for feedback that comes before the database has them."""
+RECENT: Final = 2_048
+"""At least so many completions, and at most twice as many, whose alias and variant are remembered for feedback that
+comes before the database has them."""
 
 
 class Records(Protocol):
@@ -152,7 +155,9 @@ class Relay:
         self._randomness = ids.Randomness()
         self._timers: list[asyncio.TimerHandle] = []
         self._recent: dict[str, tuple[str, str]] = {}
-        self._recent_order: deque[str] = deque()
+        self._less_recent: dict[str, tuple[str, str]] = {}
+        self._is_log_required = settings.log_required
+        self._variant_lines: dict[tuple[str, str], bytes] = {}
         self._is_empty: asyncio.Event | None = None
         self.timeouts = settings.timeouts
         self.max_answer_bytes = settings.max_answer_bytes
@@ -220,7 +225,7 @@ class Relay:
 
     def recently_served(self, suffix: str) -> tuple[str, str] | None:
         """Alias and assigned variant of a completion this process made a short while ago."""
-        return self._recent.get(suffix)
+        return self._recent.get(suffix) or self._less_recent.get(suffix)
 
     def flush(self) -> None:
         """Bring the metrics up to date."""
@@ -228,7 +233,7 @@ class Relay:
         self._in_flight.publish()
 
     def _sweep(self) -> None:
-        now = time.perf_counter()
+        now = seconds()
         for call in list(self.calls.values()):
             try:
                 call.check_time(now)
@@ -325,7 +330,7 @@ class Relay:
         if known is None:
             raise NotFound(f"the model {request.alias[:200]!r} does not exist", param="model", code="model_not_found")
         records = self._records
-        if records is not None and self._settings.log_required and (records.is_full or not records.is_healthy):
+        if records is not None and self._is_log_required and (records.is_full or not records.is_healthy):
             raise records_refused()
         principal = principal_from(call.headers.get(b"x-pawl-user", b""), request.body, key_id=call.key.id)
         unit = unit_of(principal)
@@ -409,7 +414,7 @@ class Relay:
         if request.is_stream:
             call.events = EventFilter(call.route, drop_usage=not request.wants_usage)
             call.times = self.tally.stream_times(request.alias, call.variant)
-        call.asked_at = call.last_byte_at = time.perf_counter()
+        call.asked_at = call.last_byte_at = seconds()
         replica.started()
         if call.n_attempts == 1:
             self._retries.note_request()
@@ -421,7 +426,7 @@ class Relay:
 
     def _refuse_by_guard(self, guards: Guards, call: Call) -> None:
         """Answer in the engine's place, and as it would."""
-        call.asked_at = time.perf_counter()
+        call.asked_at = seconds()
         call.phase, call.has_engine_ended = Phase.ANSWERING, True
         if call.request.is_stream:
             call.events = EventFilter(call.route, drop_usage=False)
@@ -505,7 +510,7 @@ class Relay:
 
     def answered(self, call: Call) -> None:
         """The engine has done its part."""
-        call.engine_done_at = time.perf_counter()
+        call.engine_done_at = seconds()
         if call.events is None:
             call.head = self._lines(call)
         sent, call.sent = call.sent, None
@@ -527,7 +532,7 @@ class Relay:
         """A guard ends a stream: the client and the record get what has passed, and why there is no more."""
         if call.phase >= Phase.KEEPING or call.events is None:
             return
-        call.engine_done_at = time.perf_counter()
+        call.engine_done_at = seconds()
         self._hang_up(call)
         self._release_replica(call, "ok")
         call.parts = [*passed, ending]
@@ -565,7 +570,7 @@ class Relay:
         if call.phase >= Phase.KEEPING:
             return
         call.status, call.error = status, error
-        call.engine_done_at = time.perf_counter()
+        call.engine_done_at = seconds()
         self._hang_up(call)
         self._release_replica(call, "neutral")
         self._keep(call)
@@ -597,7 +602,7 @@ class Relay:
             self._remember(call)
         else:
             RECORDS_DROPPED.inc()
-            if self._settings.log_required and call.error is None:
+            if self._is_log_required and call.error is None:
                 call.error = records_refused()
         try:
             if call.error is not None:
@@ -643,22 +648,26 @@ class Relay:
 
     def _lines(self, call: Call) -> bytes:
         token = ids.make_feedback_token(self._secret, call.suffix, int(call.created_at) + self._token_ttl_s)
-        return b"x-request-id: %b\r\nx-pawl-variant: %b\r\nx-pawl-model: %b\r\nx-pawl-feedback-token: %b\r\n%b" % (
-            call.request_id,
-            header_value(call.variant),
-            header_value(call.model),
-            token.encode(),
-            call.reservation.headers,
-        )
+        named = self._variant_lines.get((call.variant, call.model)) or self._name_variant(call.variant, call.model)
+        return b"".join((b"x-request-id: ", call.request_id, named, token.encode(), b"\r\n", call.reservation.headers))
+
+    def _name_variant(self, variant: str, model: str) -> bytes:
+        """The lines about who answered, from the end of the one before to the beginning of the one after."""
+        lines = (b"\r\nx-pawl-variant: ", header_value(variant), b"\r\nx-pawl-model: ", header_value(model))
+        named = b"".join((*lines, b"\r\nx-pawl-feedback-token: "))
+        if len(self._variant_lines) >= MAX_VARIANTS:
+            self._variant_lines.clear()
+        self._variant_lines[variant, model] = named
+        return named
 
     def _remember(self, call: Call) -> None:
-        self._recent[call.suffix] = (call.request.alias, call.assignment.variant)
-        self._recent_order.append(call.suffix)
-        if len(self._recent_order) > RECENT:
-            del self._recent[self._recent_order.popleft()]
+        recent = self._recent
+        recent[call.suffix] = (call.request.alias, call.assignment.variant)
+        if len(recent) >= RECENT:  # All at once: to forget the oldest each time would cost more than to remember.
+            self._less_recent, self._recent = recent, {}
 
     def _count(self, call: Call) -> None:
-        now = time.perf_counter()
+        now = seconds()
         error = call.error
         if call.status == Status.CLIENT_DISCONNECTED:
             outcome = Outcome.CANCELLED

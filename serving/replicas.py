@@ -137,6 +137,7 @@ class ReplicaSet:
         self.capacity = 0
         """Requests at once that the replicas in service take, a returning one counted by its share."""
         self._rules = rules
+        self._max_concurrency = rules.max_concurrency
         self._clock = clock
         self._followers: list[Callable[[int], None]] = []
         self._in_use: list[Entry] = []
@@ -163,7 +164,7 @@ class ReplicaSet:
             entries = [entry for entry in entries if entry.replica not in tried]
         if len(entries) == 1:
             only = entries[0].replica
-            return only if only.n_running < self._rules.max_concurrency else None
+            return only if only.n_running < self._max_concurrency else None
         return self._best(affinity, entries)
 
     def _with(self, model: str) -> list[Entry]:
@@ -181,7 +182,7 @@ class ReplicaSet:
             total += replica.n_running
             shares += share
         room = self._rules.load_bound * total
-        most = self._rules.max_concurrency
+        most = self._max_concurrency
         best, highest = None, -1
         for replica, share, multiplier in entries:
             n_running = replica.n_running

@@ -7,22 +7,24 @@ ends the stream.
 
 from __future__ import annotations
 
-DONE = b"data: [DONE]"
-NO_CHOICES = b'"choices":[]'
+from typing import Final
+
+DONE: Final = b"data: [DONE]"
+NO_CHOICES: Final = b'"choices":[]'
 """Only in a usage chunk: inside any text the quotes would be escaped."""
-FAILED = (b'data: {"error"', b"event: error", b"event: response.failed")
+FAILED: Final = (b'data: {"error"', b"event: error", b"event: response.failed")
 """Begin the event in which vLLM says that it failed; after the first kind it sends `[DONE]` all the same."""
-EVENT_END = b"\n\n"
-COMMENT = b": keep-alive\n\n"
+EVENT_END: Final = b"\n\n"
+COMMENT: Final = b": keep-alive\n\n"
 """Read over by every client; keeps proxies from closing a stream that is silent for long."""
-LAST_EVENTS = {
+LAST_EVENTS: Final = {
     "chat.completions": (DONE,),
     "completions": (DONE,),
     "responses": (b"event: response.completed", b"event: response.incomplete"),
     "messages": (b"event: message_stop",),
 }
 """How the last event of an answer begins, by route."""
-SIGNS = {
+SIGNS: Final = {
     "chat.completions": (b"[DONE]", b'{"error"'),
     "completions": (b"[DONE]", b'{"error"'),
     "responses": (b"response.completed", b"response.incomplete", b"response.failed", b"event: error", b'{"error"'),

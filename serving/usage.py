@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 from serving.request_fields import CompletionRequest
 
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN: Final = 4
 """Of English text in common tokenizers, roughly; only until the engine has counted."""
-OUTPUT_GUESS = 512
+OUTPUT_GUESS: Final = 512
 """For a request that sets no bound of its own."""
-USAGE = re.compile(rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens)": ?(\d{1,9})')
-TAIL_BYTES = 4096
+USAGE: Final = re.compile(rb'"(prompt_tokens|completion_tokens|input_tokens|output_tokens)": ?(\d{1,9})')
+TAIL_BYTES: Final = 4096
 """The engine's counts stand at the end of an answer."""
 
 

@@ -8,22 +8,22 @@ appear twice. Everything runs over the bytes in C, and before any object is buil
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from serving.errors import BadRequest
 
-MAX_CONTAINERS = 50_000
+MAX_CONTAINERS: Final = 50_000
 """Lists and objects in one body: 10,000 messages that are lists of parts are 30,000."""
-MAX_VALUES = 500_000
+MAX_VALUES: Final = 500_000
 """Commas in one body: every value but the first of its list or object has one."""
-MAX_TEXTS = 300_000
+MAX_TEXTS: Final = 300_000
 """Texts in one body, keys among them."""
-NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}",'))
-NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-SPACE = b" \t\n\r"
-STEPS = bytes(1 if chr(code) in "[{" else 0 for code in range(256))
+NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}",'))
+NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+SPACE: Final = b" \t\n\r"
+STEPS: Final = bytes(1 if chr(code) in "[{" else 0 for code in range(256))
 
 
 def parse_object(raw: bytes, max_depth: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ the bottom up: parts, messages, tools, then one entry for each route.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from serving.fields import refusals as no
 from serving.fields.nodes import Either, Kinds, ListOf, Node, Object, Schema, Value
@@ -54,7 +54,7 @@ CALLER: Mapping[str, Node] = {
     "store": BOOLEAN,
     "service_tier": SHORT_TEXT,
 }
-NEVER_FORWARDED = frozenset(CALLER) - {"model", "stream"}
+NEVER_FORWARDED: Final = frozenset(CALLER) - {"model", "stream"}
 """For the gateway alone: who asks and what to keep is not the engine's business."""
 
 NUCLEUS: Mapping[str, Node] = {

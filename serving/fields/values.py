@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 from serving.fields.json_input import nests_too_deep
 from serving.fields.nodes import Value
 
-MAX_USER_CHARS = 512
-MAX_METADATA_PAIRS, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
-MAX_STOPS, MAX_STOP_CHARS = 4, 256
-MAX_BAD_WORDS, MAX_BAD_WORD_CHARS = 64, 64
-MAX_TOKEN_SETS = 1024
+MAX_USER_CHARS: Final = 512
+MAX_METADATA_PAIRS: Final = 16
+MAX_METADATA_KEY: Final = 64
+MAX_METADATA_VALUE: Final = 512
+MAX_STOPS: Final = 4
+MAX_STOP_CHARS: Final = 256
+MAX_BAD_WORDS: Final = 64
+MAX_BAD_WORD_CHARS: Final = 64
+MAX_TOKEN_SETS: Final = 1024
 """Entries of `logit_bias`, `allowed_token_ids`, `stop_token_ids`: each is looked at for every token made."""
-MAX_EMBEDDING_INPUTS = 2048
-MAX_TOKEN_ID = 2**31 - 1
-MAX_ARGUMENT_DEPTH = 64
-MAX_SHORT_CHARS = 1024
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-TOOL_NAME = re.compile("[a-zA-Z0-9_-]{1,128}")
+MAX_EMBEDDING_INPUTS: Final = 2048
+MAX_TOKEN_ID: Final = 2**31 - 1
+MAX_ARGUMENT_DEPTH: Final = 64
+MAX_SHORT_CHARS: Final = 1024
+UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+TOOL_NAME: Final = re.compile("[a-zA-Z0-9_-]{1,128}")
 
 
 def is_text(value: object) -> bool:

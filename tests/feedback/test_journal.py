@@ -16,6 +16,7 @@ from feedback import segment_files
 from feedback.errors import SpoolUnavailable
 from feedback.journal_reader import JournalReader
 from feedback.segment_files import segment_numbers
+from feedback.segment_writer import SegmentWriter
 from feedback.segments import FRAME_BYTES
 from tests.feedback.journals import SEGMENT_BYTES, keep, keep_all, names, names_in, open_journal, unbound_journal
 from tests.serving.waiting import eventually
@@ -159,6 +160,25 @@ async def test_closing_on_another_thread(tmp_path: Path) -> None:
     await asyncio.sleep(0)
     assert answers == [True] * 700
     assert names_in(tmp_path / "j") == names(0, 700)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_thread_that_ended_before_anybody_listened_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feedback.journal.RESTART_S", 0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentWriter, "pause_s", "not a number")  # It fails after it has said that it is well.
+        journal = unbound_journal(tmp_path / "j")
+        assert journal._line is not None
+        assert await asyncio.to_thread(journal._line.carrier.join, 10.0)
+    journal.bind(asyncio.get_running_loop())
+    async with asyncio.timeout(10):
+        assert not await keep(journal, b"nobody writes it")
+    await asyncio.to_thread(eventually, lambda: journal.is_healthy is True)
+    assert await keep(journal, b"written")
+    journal.close()
+    assert names_in(tmp_path / "j") == [b"written"]
 
 
 async def test_it_goes_on_after_a_restart(tmp_path: Path) -> None:

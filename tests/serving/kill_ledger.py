@@ -1,7 +1,7 @@
 """A ledger of everything a gateway acknowledged while it was killed again and again, held against what it stored.
 
-Each time fate picks who dies: one worker, and the others go on while the parent replaces it; the process that brings
-the journals to the database; the parent, and the kernel tells its children; or all of them at once.
+Fate picks who dies, each as often as the others: one worker, and the others go on while the parent replaces it; the
+process that brings the journals to the database; the parent, and the kernel tells its children; or all of them at once.
 
 SIGKILL leaves the page cache alone, so this proves that nothing acknowledged waits in the process's own memory; that
 a commit also reaches the disk is the business of `synchronous=FULL`.
@@ -15,10 +15,11 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,9 @@ async def _under_fire(gateway: GatewayProcess, kills: int, rng: random.Random) -
     is_over = asyncio.Event()
     clients = [asyncio.ensure_future(_client(gateway.url, number, ledger, is_over)) for number in range(N_CLIENTS)]
     try:
-        for _ in range(kills):
+        for victim in islice(_victims(rng), kills):
             await asyncio.sleep(rng.uniform(*UPTIME_S))
-            restart_s = await asyncio.to_thread(_strike, gateway, rng)
+            restart_s = await asyncio.to_thread(_strike, gateway, victim, rng)
             restarts += [restart_s] if restart_s is not None else []
         await asyncio.sleep(UPTIME_S[1])
     finally:
@@ -146,9 +147,14 @@ async def _under_fire(gateway: GatewayProcess, kills: int, rng: random.Random) -
     return ledger, restarts
 
 
-def _strike(gateway: GatewayProcess, rng: random.Random) -> float | None:
+def _victims(rng: random.Random) -> Iterator[Victim]:
+    """Each once in every four, in any order."""
+    while True:
+        yield from rng.sample(list(Victim), len(Victim))
+
+
+def _strike(gateway: GatewayProcess, victim: Victim, rng: random.Random) -> float | None:
     """Kill somebody; how long the gateway then took to be ready, if somebody had to start it."""
-    victim = rng.choice(list(Victim))
     children = {Victim.WORKER: gateway.workers(), Victim.DRAIN: _drains(gateway)}.get(victim)
     if children:
         send(rng.choice(children), signal.SIGKILL)

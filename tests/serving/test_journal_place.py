@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from feedback.journal_line import as_process
-from pawl.clock import now
 from pawl.settings import Settings
 from serving.gateway import writer_for
 
@@ -18,4 +17,4 @@ def test_a_writer_has_a_process_where_a_core_is_left(
     cores: int, workers: int, drains_here: bool, is_process: bool
 ) -> None:
     settings = Settings.model_validate({"serving": {"workers": workers}})
-    assert (writer_for(cores, settings, now, drains_here=drains_here) is as_process) == is_process
+    assert (writer_for(cores, settings, drains_here=drains_here) is as_process) == is_process

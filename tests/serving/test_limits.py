@@ -734,7 +734,7 @@ async def test_without_a_share_nothing_is_handed_out_without_the_database(databa
 async def test_a_database_that_hangs_holds_nobody_up_for_long(database: Database, clock: Clock) -> None:
     hanging = Interrupted(database.engine)
     hanging.stuck.clear()
-    limiter = DatabaseLimiter(hanging, holder="one", clock=clock, share_without_database=0.5, patience_s=0.05)
+    limiter = DatabaseLimiter(hanging, holder="one", clock=clock, share_without_database=0.5, patience_s=0.5)
     key = key_of(KeyLimits(requests_per_minute=10))
     assert len(await take_all(limiter, key, 20)) == 5
     assert not await limiter._is_back()

@@ -17,6 +17,7 @@ from pawl.database import open_database
 from pawl.settings import DatabaseSettings, Settings
 from tests.fake_vllm import FakeVLLM
 from tests.serving.conftest import serving
+from tests.serving.faulty_engine import drain_the_rest
 from tests.serving.gateway_process import GatewayProcess, process_in
 from tests.serving.talk import CHAT, QUESTION, STREAM, events_of
 from tests.serving.waiting import eventually
@@ -104,6 +105,7 @@ def is_refused(url: str) -> bool:
 def recorded(directory: Path, engine: FakeVLLM) -> list[tuple[Status, bool]]:
     """How the requests that the engine saw first and second are kept in the database."""
     database = open_database(DatabaseSettings(url=f"sqlite:///{directory}/shared.db"))
+    drain_the_rest(directory / "state" / "spool", database)
     kept = [get_interaction(database, headers["x-request-id"]) for headers in engine.seen_headers[:2]]
     database.close()
     return [(interaction.status, interaction.is_complete) for interaction in kept if interaction]
