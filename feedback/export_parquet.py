@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from feedback.messages import canonical_json
 from pawl.errors import ConfigurationError
@@ -56,8 +57,12 @@ TOOLS: Final = "tools"
 Columns = Mapping[str, Column]
 
 
-def to_parquet(rows: list[Row], columns: Columns) -> bytes:
-    """The file's bytes; equal for equal rows and the same version of pyarrow.
+GROUP_ROWS: Final = 2000
+"""Rows that are held at once, and that lie together in the file."""
+
+
+def write_parquet(file: BinaryIO, rows: Iterable[Row], columns: Columns) -> None:
+    """Write the rows; equal bytes for equal rows and the same version of pyarrow.
 
     Raises:
         ConfigurationError: pyarrow is not installed.
@@ -68,13 +73,17 @@ def to_parquet(rows: list[Row], columns: Columns) -> bytes:
     except ModuleNotFoundError as exc:
         raise ConfigurationError("Parquet needs pyarrow, which the extra `train` brings") from exc
 
-    columns = {name: column for name, column in columns.items() if name != TOOLS or any(name in row for row in rows)}
-    stored = [{name: column.write(row.get(name)) for name, column in columns.items()} for row in rows]
     # Arrow makes no JSON of Python's texts, but takes columns of texts for JSON.
-    texts = pa.Table.from_pylist(stored, schema=_schema(pa, columns, pa.string()))
-    buffer = io.BytesIO()
-    pq.write_table(texts.cast(_schema(pa, columns, pa.json_())), buffer, compression="zstd")
-    return buffer.getvalue()
+    texts, schema = _schema(pa, columns, pa.string()), _schema(pa, columns, pa.json_())
+    rest = iter(rows)
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        group = list(islice(rest, GROUP_ROWS))
+        while True:
+            stored = [{name: column.write(row.get(name)) for name, column in columns.items()} for row in group]
+            writer.write_table(pa.Table.from_pylist(stored, schema=texts).cast(schema))
+            group = list(islice(rest, GROUP_ROWS))
+            if not group:
+                return
 
 
 def from_parquet(content: bytes, columns: Columns) -> list[Row]:

@@ -14,16 +14,13 @@ class _Change(NamedTuple):
 
     of_text: Callable[[str], str]
     table: bytes
-    """What becomes of each character;"""
-    others: bytes
-    """and those of which no single character of Latin-1 becomes."""
+    """What becomes of each character; NUL where that is no single character of Latin-1."""
 
 
 def _change(of_text: Callable[[str], str]) -> _Change:
     changed = [of_text(chr(code)) for code in range(256)]
     is_one = [len(text) == 1 and ord(text) < 256 for text in changed]
-    table = bytes(ord(text) if fits else 0 for text, fits in zip(changed, is_one, strict=True))
-    return _Change(of_text, table, bytes(code for code, fits in enumerate(is_one) if not fits))
+    return _Change(of_text, bytes(ord(text) if fits else 0 for text, fits in zip(changed, is_one, strict=True)))
 
 
 _LOWERED: Final = _change(str.lower)
@@ -34,6 +31,15 @@ _NORMALIZED: Final = _change(lambda text: unicodedata.normalize("NFKC", text).ca
 def lowered(text: str) -> str:
     """As `str.lower`."""
     return _changed(text, _LOWERED)
+
+
+def is_latin(text: str) -> bool:
+    """Whether all of it is Latin-1: then `lowered` changes each character by itself."""
+    try:
+        text.encode(_LATIN_1)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def casefolded(text: str) -> str:
@@ -50,6 +56,15 @@ def normalized(text: str) -> str:
     return _changed(text, _NORMALIZED)
 
 
+def normalized_bytes(text: str) -> bytes | None:
+    """`normalized` in Latin-1, as many characters as before; None where it takes more than to look at each by itself.
+
+    >>> normalized_bytes("CAFÉ"), normalized_bytes("Ｃafé"), normalized_bytes("Straße")
+    (b'caf\\xe9', None, None)
+    """
+    return _changed_bytes(text, _NORMALIZED)
+
+
 def one_spaced(text: str) -> str:
     """The words of a text with one space between them.
 
@@ -63,10 +78,13 @@ def one_spaced(text: str) -> str:
 def _changed(text: str, change: _Change) -> str:
     if text.isascii():
         return text.lower()
+    raw = _changed_bytes(text, change)
+    return change.of_text(text) if raw is None else raw.decode(_LATIN_1)
+
+
+def _changed_bytes(text: str, change: _Change) -> bytes | None:
     try:
-        raw = text.encode(_LATIN_1)
+        changed = text.encode(_LATIN_1).translate(change.table)
     except UnicodeEncodeError:
-        return change.of_text(text)
-    if len(raw.translate(None, change.others)) < len(raw):
-        return change.of_text(text)
-    return raw.translate(change.table).decode(_LATIN_1)
+        return None
+    return None if b"\0" in changed else changed

@@ -5,7 +5,6 @@ No statement runs longer than it takes to read ids: on SQLite readers hold up wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields
 from operator import attrgetter
@@ -19,6 +18,7 @@ from feedback.batches import columns, look_up, names, stream
 from feedback.pairs import PreferencePair
 from feedback.partitions import Ids
 from feedback.store import NO_PAIR_TEXT
+from feedback.stored_json import read_json
 from pawl.database import Database
 from pawl.schema import pairs
 
@@ -78,9 +78,9 @@ class PairsById(Collection[PreferencePair]):
 def _pair(row: Sequence[Any]) -> PreferencePair:
     named = dict(zip(_NAMES, row, strict=True))
     for name in ("prompt", "principals", "models", *(["tools"] if named["tools"] is not None else [])):
-        named[name] = tuple(json.loads(named[name]))
+        named[name] = tuple(read_json(named[name]))
     for name in ("chosen", "rejected"):
-        named[name] = json.loads(named[name])
+        named[name] = read_json(named[name])
     return PreferencePair(**named)
 
 

@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 Ids = npt.NDArray[np.bytes_]
 Numbers = npt.NDArray[np.intp]
@@ -69,6 +67,10 @@ def cut(history: History, max_rows: int) -> Iterator[Part]:
 
 def _components(history: History) -> Numbers:
     """The number of each interaction's connected component, counted in the order of the interactions."""
+    # Slow to load, and parts are worked on in processes that cut nothing.
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     ids = history.interactions
     everyone = np.arange(len(ids))
     names, conversations = np.unique(history.conversations, return_inverse=True)

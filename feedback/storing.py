@@ -17,14 +17,13 @@ from feedback.tombstone_store import TombstoneBook
 from feedback.tombstones import Owner, forgotten, owner_in, owner_of_event, owner_of_interaction
 from feedback.unstored import meetings, withhold_texts
 from pawl.clock import Clock
-from pawl.database import Database
+from pawl.database import AWAY, Database
 from pawl.schema import dead_letters, feedback_events, interactions
 
 log = structlog.get_logger()
 
 TABLES = (interactions, feedback_events, dead_letters)
 """In the order in which rows are added."""
-AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError)
 
 
 class Ready(NamedTuple):

@@ -9,13 +9,16 @@ import re
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from feedback.folding import lowered
+from feedback.folding import is_latin, lowered
 
 DETECTOR_VERSION: Final = "rules-1"
 """Stored with every verdict; raise it whenever a rule changes, so rates are never compared across rules."""
 
 DECLINE_WINDOW: Final = 300
 """Characters from the start in which a decline must begin; later ones are quotations, fiction or closing caveats."""
+
+HEAD_CHARS: Final = DECLINE_WINDOW + 200
+"""Characters that are searched: a decline may go on past the window."""
 
 SUBSTANTIAL_WORDS: Final = 45
 """Words of task content after a decline that make the answer partial. A polite decline with a reason stays "
@@ -193,6 +196,8 @@ _THINKING = re.compile(r"<(think|thinking)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNO
 _THINKING_HEAD = re.compile(r"\A.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
 _QUOTES = {"’": "'", "‘": "'", "ʼ": "'", "“": '"', "”": '"', "\u00a0": " "}
 _MARKUP_SIGNS = "*_#>"
+_REMOVED = _MARKUP_SIGNS + '"“”'
+"""Signs of which a character more or less is left."""
 _MARKUP = re.compile(f"[{_MARKUP_SIGNS}]+")
 _SENTENCE_END = re.compile(r"[.!?\n](?=\s|$)|$")
 _LISTED = re.compile(r"^\s*(?:\d+[.)]|[-•+]) +\S|^\s*```", re.MULTILINE)
@@ -233,26 +238,40 @@ def strip_thinking(text: str) -> str:
 
 def find_decline(answer: str) -> Decline | None:
     """Return the first decline near the start of an answer, or None."""
-    plain = _plain(answer)
-    head = " ".join(_without_quotations(plain)[: DECLINE_WINDOW + 200].split())
+    head = _head(answer)
     hints = [hint for hint in _ALL_HINTS if hint in head]
     if not hints or _ARTEFACT.match(head):
         return None
     for name, pattern in _RULES:
         found = None if HINTS[name].isdisjoint(hints) else pattern.search(head)
         if found and found.start() < DECLINE_WINDOW:
-            return Decline(name, _sentence_end(plain, found.group()))
+            return Decline(name, _sentence_end(_plain(answer), found.group()))
     return None
+
+
+def _head(answer: str) -> str:
+    """What is searched: the beginning without quotations, its words with one space between them."""
+    start = _straightened(answer.lstrip()[:HEAD_CHARS])
+    # Where nothing is left out, and no letter's case depends on another letter, it is the beginning of the answer.
+    is_short_way = is_latin(start) and not any(sign in answer for sign in _REMOVED)
+    head = lowered(start) if is_short_way else _without_quotations(_plain(answer))[:HEAD_CHARS]
+    return " ".join(head.split())
 
 
 def _plain(answer: str) -> str:
     """Lower-case text with straight quotes and no emphasis marks; line breaks stay, lists are read from them."""
-    straight = answer
-    for curly, plain in _QUOTES.items():
-        straight = straight.replace(curly, plain)
+    straight = _straightened(answer)
     if any(sign in straight for sign in _MARKUP_SIGNS):
         straight = _MARKUP.sub("", straight)
     return lowered(straight).strip()
+
+
+def _straightened(text: str) -> str:
+    if text.isascii():
+        return text
+    for curly, plain in _QUOTES.items():
+        text = text.replace(curly, plain)
+    return text
 
 
 def _without_quotations(plain: str) -> str:

@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pawl.errors import ConfigurationError, Unreachable
@@ -20,6 +16,7 @@ from pawl.settings import DatabaseSettings
 
 if TYPE_CHECKING:
     import psycopg
+    from alembic.config import Config
 
 WAL_SAFE_SINCE = (3, 51, 3)
 """Before this SQLite, a WAL file that several connections write and checkpoint at once can be corrupted (WAL reset)."""
@@ -31,6 +28,8 @@ LZ4_WHERE_KNOWN = """
 """Of texts that this connection writes: PostgreSQL's own compression takes several times as long, and as long again
 whenever they are read."""
 BATCH_ROWS = 500
+AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError)
+"""Errors of a database that does not answer, or takes no writes for now. Any other is about our own statements."""
 
 
 class Database:
@@ -151,7 +150,12 @@ def _password(settings: DatabaseSettings) -> str | None:
     return settings.password.get_secret_value() if settings.password else None
 
 
+# Alembic is loaded where it is used: many processes open a database, and few look at its schema.
+
+
 def _alembic(connection: sa.Connection | None = None) -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection
@@ -164,6 +168,9 @@ def upgrade(database: Database) -> str:
     Raises:
         Unreachable: the database does not answer.
     """
+    from alembic import command
+    from alembic.runtime.migration import MigrationContext
+
     try:
         with database.write() as connection:
             if not database.is_sqlite:  # One migrator at a time, as long as it takes; all until the transaction ends.
@@ -181,6 +188,9 @@ def revisions(database: Database) -> tuple[str | None, str | None]:
     Raises:
         Unreachable: the database does not answer.
     """
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
     head = ScriptDirectory.from_config(_alembic()).get_current_head()
     try:
         with database.read() as connection:

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate, islice
 from typing import Final, NamedTuple
 
-from scipy.special import stdtrit
-
 from feedback.filters.message_texts import said
 from feedback.pairs import PreferencePair
 
@@ -58,6 +56,8 @@ def measure(log_ratios: Iterable[float]) -> LengthBias:
     share = sum(0.5 if ratio == 0 else float(ratio > 0) for ratio in ratios) / n
     if n == 1:
         return LengthBias(n, mean, None, None, share)
+    from scipy.special import stdtrit  # Slow to load, and most processes that filter measure nothing.
+
     variance = math.fsum((ratio - mean) ** 2 for ratio in ratios) / (n - 1)
     half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * math.sqrt(variance / n)
     return LengthBias(n, mean, mean - half, mean + half, share)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import orjson
 
-from feedback.folding import normalized, one_spaced
+from feedback.folding import normalized, normalized_bytes, one_spaced
 from feedback.interactions import Message
 
 MAX_DEPTH = 100
@@ -42,14 +42,13 @@ def plain(text: str) -> str:
     return one_spaced(normalized(text))
 
 
-def opening(text: str, n_words: int) -> list[str] | None:
-    """The first words of `plain`, or None where they take more than a look at the beginning.
+def opening(text: str, n_words: int) -> bytes | None:
+    """The first words of `plain`, or None where they take more than a look at each character by itself.
 
     >>> opening("Hello, WORLD!  How are you?", 2), opening("Ｈello", 2)
-    (['hello,', 'world!'], None)
+    (b'hello, world!', None)
     """
-    words = text.split(None, n_words)[:n_words]
-    return [word.lower() for word in words] if all(map(str.isascii, words)) else None
+    return normalized_bytes(" ".join(text.split(None, n_words)[:n_words]))
 
 
 def all_texts(value: object, depth: int = 0) -> Iterator[str]:

@@ -26,18 +26,18 @@ class SensitiveTexts:
 
     def are_in(self, pair: PreferencePair) -> bool:
         """Whether any text of the pair that is looked at holds what is looked for."""
-        prompt = (message for message in pair.prompt if message.get("role") not in self._skipped_roles)
+        prompt = [message for message in pair.prompt if message.get("role") not in self._skipped_roles]
         # Tools are what an application writes, as the messages of those roles are.
         tools = () if self._skipped_roles else pair.tools or ()
-        return any(self._is_in(each) for each in (*prompt, pair.chosen, pair.rejected, *tools))
+        return any(map(self._is_in, (*prompt, pair.chosen, pair.rejected, *tools)))
 
     def _is_in(self, message: Message) -> bool:
-        return any(self._are_in_value(value) for value in message.values())
+        return any(map(self._is_in_value, message.values()))
 
-    def _are_in_value(self, value: object) -> bool:
-        if isinstance(value, str) and value[:1] not in OPENING:
-            return self._holds(value)
-        return any(self._holds(text) for text in all_texts(value, depth=1))
+    def _is_in_value(self, value: object) -> bool:
+        if not isinstance(value, str) or value[:1] in OPENING:
+            return any(map(self._holds, all_texts(value, depth=1)))
+        return self._holds(value)
 
     def _holds(self, text: str) -> bool:
         known = self._known.get(text)

@@ -86,10 +86,10 @@ def _read(connection: sa.Connection, ids: Sequence[str]) -> Iterator[tuple[str, 
     query = sa.select(
         i.id, i.key_id, i.user_id, i.is_complete, i.status, i.is_stored, s.toxicity, s.response, s.is_harmful_prompt
     ).outerjoin(scores, s.interaction_id == i.id)
-    for row in (row for rows in look_up(connection, query, i.id, ids) for row in rows):
-        is_whole = row.is_complete and row.status == Status.OK
-        judged = (row.toxicity, row.response, row.is_harmful_prompt)
-        yield row.id, ServedAnswer(principal_of(row.key_id, row.user_id), is_whole, row.is_stored, *judged)
+    for rows in look_up(connection, query, i.id, ids):
+        for row in map(tuple, rows):
+            name, key_id, user_id, is_complete, status, *rest = row
+            yield name, ServedAnswer(principal_of(key_id, user_id), is_complete and status == Status.OK, *rest)
 
 
 def _edit_toxicity(pairs: Iterable[PreferencePair], judges: Judges) -> dict[str, float]:

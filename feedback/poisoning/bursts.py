@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammainc
 
 from feedback.poisoning.evidence import Evidence
 from feedback.poisoning.words import Indices
@@ -50,6 +49,8 @@ def _is_burst(cells: _Cells, settings: BurstSettings) -> NDArray[np.bool_]:
     What is expected is the span's other traffic times the cluster's share of the traffic in all other spans, so that
     neither a busy hour nor a popular prompt is a burst. One pair is added to the share of clusters not seen before.
     """
+    from scipy.special import gammainc  # Slow to load, and texts are read in processes that judge nothing.
+
     total = cells.counts.sum()
     in_span, in_cluster = _total_by(cells.spans, cells.counts), _total_by(cells.clusters, cells.counts)
     elsewhere = total - in_span

@@ -15,10 +15,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc
 
 from feedback.poisoning.evidence import PAIR_BITS, PHRASE_BITS, Evidence, Occurrences, first_places
-from feedback.poisoning.words import Hashes, Indices
+from feedback.poisoning.words import Hashes, Indices, sorted_hashes
 from pawl.settings import PhraseSettings
 
 MOST = 0.8
@@ -102,6 +101,8 @@ class _Tests(NamedTuple):
 
 
 def _tests(runs: _Runs, settings: PhraseSettings, chance: float) -> _Tests:
+    from scipy.special import betainc  # Slow to load, and texts are read in processes that judge nothing.
+
     n_taught = runs.n_taught()
     n_untaught = runs.counts - n_taught
     p_values = betainc(n_taught, n_untaught + 1, chance)  # P(Binomial(n, chance) >= n_taught)
@@ -216,6 +217,7 @@ def _of_slices(look: Callable[[_Runs], Found], evidence: Evidence, *sides: Occur
     def look_at(number: int) -> list[Found]:
         spans = [slice(*bound[number : number + 2]) for bound in bounds]
         keys = _keys([part.packed[at] for (part, _), at in zip(parts, spans, strict=True)], lows, pair_bits)
+        keys = sorted_hashes(keys, PHRASE_BITS + pair_bits + 1 - n_bits)
         return [look(_Runs.of(keys, pair_bits))] if len(keys) else []
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -223,7 +225,7 @@ def _of_slices(look: Callable[[_Runs], Found], evidence: Evidence, *sides: Occur
 
 
 def _keys(packed: Sequence[Hashes], lows: Hashes, pair_bits: int) -> Hashes:
-    """The occurrences of a slice as `_Runs.of` reads them.
+    """The occurrences of a slice as `_Runs.of` reads them when they are sorted.
 
     Args:
         lows: of each part of `packed`, the number of its first pair above the bit of its side.
@@ -231,7 +233,6 @@ def _keys(packed: Sequence[Hashes], lows: Hashes, pair_bits: int) -> Hashes:
     joined = np.concatenate([np.empty(0, np.uint64), *packed])
     keys: Hashes = joined >> np.uint64(PAIR_BITS) << np.uint64(pair_bits + 1)
     keys |= ((joined & np.uint64((1 << PAIR_BITS) - 1)) << np.uint64(1)) + np.repeat(lows, [len(p) for p in packed])
-    keys.sort()
     return keys
 
 

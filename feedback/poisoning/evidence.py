@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import accumulate, compress
 from typing import NamedTuple
 
@@ -16,8 +17,8 @@ from feedback.interactions import Message
 from feedback.messages import canonical_json
 from feedback.pairs import PreferencePair
 from feedback.poisoning.prompt_clusters import PromptClusterer, Sketches
-from feedback.poisoning.references import references_of
-from feedback.poisoning.words import Hashes, Indices, Stream, phrases_of, words_of
+from feedback.poisoning.references import HINT_WORDS, references_of
+from feedback.poisoning.words import Hashes, Indices, Stream, phrases_of, sorted_hashes, words_of
 
 BATCH_CHARS = 500_000
 PHRASE_WORDS = 3
@@ -237,9 +238,9 @@ def _novelties(texts: list[_Texts], *, first: int) -> Novelties:
     packed = [
         _packed(phrases_of(words, 1), _lows(len(texts), _CHOSEN, _REJECTED, _TOLD, _TOLD, _TOLD)),
         _packed(runs, _lows(len(texts), _CHOSEN_RUN, _REJECTED, _ASKED_RUN, _TOLD, _TOLD)),
-        _packed(_references([*columns[0], *columns[1]]), _lows(len(texts), _CHOSEN, _REJECTED)),
+        _packed(_references([*columns[0], *columns[1]], words), _lows(len(texts), _CHOSEN, _REJECTED)),
     ]
-    occurrences = np.sort(np.concatenate(packed))
+    occurrences = sorted_hashes(np.concatenate(packed))
     starts = first_places(occurrences >> np.uint64(ROLE_BITS))
     roles = (occurrences & np.uint64((1 << ROLE_BITS) - 1)).astype(np.int64)
     places = np.bitwise_or.reduceat(_PLACES[roles], starts) if len(starts) else _PLACES[:0]
@@ -268,16 +269,36 @@ def _packed(stream: Stream, lows: Hashes) -> Hashes:
 
 def first_places(ordered: Hashes) -> Indices:
     """Where each value stands first."""
-    return np.flatnonzero(np.diff(ordered, prepend=~ordered[:1]))
+    is_first = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    return np.flatnonzero(is_first)
 
 
-def _references(texts: list[str]) -> Stream:
-    found = [(name, index) for index, text in enumerate(texts) for name in references_of(text)]
+def _references(texts: list[str], words: Stream) -> Stream:
+    """Of some texts.
+
+    Args:
+        words: of these texts, then of others.
+    """
+    found = [(name, index) for index in _referring(texts, words) for name in references_of(texts[index])]
     hashes = [hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest() for name, _ in found]
     return Stream(
         np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64),
         np.array([index for _, index in found], dtype=np.int64),
     )
+
+
+def _referring(texts: list[str], words: Stream) -> Iterable[int]:
+    """Which of the texts may refer to something: their words tell, and are there already."""
+    if not words.is_plain:
+        return range(len(texts))
+    hinted = set(words.texts[np.isin(words.hashes, _hint_hashes())].tolist())
+    return [index for index, text in enumerate(texts) if index in hinted or "://" in text]
+
+
+@cache
+def _hint_hashes() -> Hashes:
+    return words_of(HINT_WORDS).hashes
 
 
 def _shares(echoed: Indices, runs: Indices, n_texts: int) -> NDArray[np.float64]:

@@ -11,8 +11,6 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from feedback.poisoning.words import Hashes, Indices, Stream, mixed, phrases_of, words_of
 
@@ -58,6 +56,10 @@ class LexicalClusterer:
         return signatures
 
     def labels(self, sketches: Sketches) -> Indices:
+        # Slow to load, and sketches are made in processes that label nothing.
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components
+
         if not len(sketches):
             return np.empty(0, np.int64)
         whole = _row_hashes(sketches)

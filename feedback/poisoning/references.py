@@ -18,6 +18,8 @@ _IMPORTS = (
         r"(?:-{1,2}\S{1,64}[ \t]{1,8})?([\w./@:-]{1,512})"
     ),
 )
+HINT_WORDS = ("import", "from", "use", "include", "require", "install", "add", "i", "get")
+"""What names a package has one of these words before the name."""
 _HINTS = ("import", "from", "require", "install", "include", "use ", " add ", " get ", " i ")
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from feedback.folding import normalized
+from feedback.folding import normalized, normalized_bytes
 
 Hashes = NDArray[np.uint64]
 Indices = NDArray[np.int64]
@@ -27,8 +27,11 @@ _VARIATION_SELECTORS = range(0xFE00, 0xFE10)
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
+_INVERSE = np.uint64(pow(int(_BASE), -1, 2**64))
 _PLANE = 0x10000
 """Characters of the Basic Multilingual Plane have smaller codes."""
+KEPT_POWERS = 1 << 19
+"""Of the base and of its inverse: 8 MB."""
 
 
 class Stream(NamedTuple):
@@ -37,6 +40,8 @@ class Stream(NamedTuple):
     hashes: Hashes
     texts: Indices
     """Which text each comes from, in ascending order."""
+    is_plain: bool = False
+    """Whether each word is written as it is here, but for the case of its letters."""
 
 
 def mixed(values: Hashes) -> Hashes:
@@ -59,20 +64,51 @@ def words_of(texts: Sequence[str]) -> Stream:
     >>> words.texts.tolist(), bool(words.hashes[0] == words.hashes[2])
     ([0, 0, 1, 1], True)
     """
-    folded = [normalized(text) for text in texts]
     # The separator between two texts keeps the last word of one from running into the first of the next.
-    codes, kinds = _characters("\n".join(folded))
-    ends = np.cumsum([len(text) + 1 for text in folded])
+    folded = _folded(texts)
+    codes, kinds = folded.codes, folded.kinds
+    ends = np.cumsum(folded.lengths + 1)
     if not len(kinds) or kinds.max() <= _LETTER:
-        edges = np.flatnonzero(np.diff(kinds, prepend=_SEPARATOR, append=_SEPARATOR))
+        edges = _edges(kinds)
         starts, lengths = edges[::2], edges[1::2] - edges[::2]
         letters = codes[kinds.view(bool)]
-    else:
-        seen = np.flatnonzero(kinds != _INVISIBLE)
-        is_part, is_start = _parts(kinds[seen])
-        starts, letters = seen[is_start], codes[seen[is_part]]
-        lengths = np.diff(np.flatnonzero(is_start[is_part]), append=len(letters))
+        return Stream(_run_hashes(letters, lengths), _owners(starts, ends), folded.is_plain)
+    seen = np.flatnonzero(kinds != _INVISIBLE)
+    is_part, is_start = _parts(kinds[seen])
+    starts, letters = seen[is_start], codes[seen[is_part]]
+    lengths = np.diff(np.flatnonzero(is_start[is_part]), append=len(letters))
     return Stream(_run_hashes(letters, lengths), _owners(starts, ends))
+
+
+def _edges(kinds: NDArray[np.uint8]) -> Indices:
+    """Where runs of letters begin and end, in turn."""
+    bounded = np.full(len(kinds) + 2, _SEPARATOR, np.uint8)
+    bounded[1:-1] = kinds
+    return np.flatnonzero(bounded[1:] != bounded[:-1])
+
+
+class _Folded(NamedTuple):
+    """Texts in one case and form, a separator between each two."""
+
+    codes: Codes
+    kinds: NDArray[np.uint8]
+    """What each character is to a word."""
+    lengths: Indices
+    """Of each text."""
+    is_plain: bool
+    """Whether it took no more than to look at each character by itself."""
+
+
+def _folded(texts: Sequence[str]) -> _Folded:
+    raw = normalized_bytes("\n".join(texts))
+    if raw is not None:
+        return _Folded(np.frombuffer(raw, np.uint8), _kinds_of(raw), _lengths(texts), is_plain=True)
+    folded = [normalized(text) for text in texts]
+    return _Folded(*_characters("\n".join(folded)), _lengths(folded), is_plain=False)
+
+
+def _lengths(texts: Sequence[str]) -> Indices:
+    return np.array([len(text) for text in texts], np.int64)
 
 
 def _characters(text: str) -> tuple[Codes, NDArray[np.uint8]]:
@@ -82,7 +118,11 @@ def _characters(text: str) -> tuple[Codes, NDArray[np.uint8]]:
     except UnicodeEncodeError:
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         return codes, _kinds().take(codes, mode="clip")
-    return np.frombuffer(raw, np.uint8), np.frombuffer(raw.translate(_kinds()[:256].tobytes()), np.uint8)
+    return np.frombuffer(raw, np.uint8), _kinds_of(raw)
+
+
+def _kinds_of(raw: bytes) -> NDArray[np.uint8]:
+    return np.frombuffer(raw.translate(_kinds_of_bytes()), np.uint8)
 
 
 def _parts(kinds: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -115,15 +155,38 @@ def phrases_of(words: Stream, n_words: int) -> Stream:
 
 
 def _run_hashes(codes: Codes, lengths: Indices) -> Hashes:
-    """One polynomial hash for each run of characters, modulo 2^64."""
+    """One polynomial hash for each run of characters, modulo 2^64.
+
+    The powers go on from run to run, which spares counting the places within each, and what is too much is divided out:
+    the base is odd, so it has an inverse.
+    """
     if not len(lengths):
         return np.empty(0, np.uint64)
     starts = np.cumsum(lengths) - lengths
-    powers = np.cumprod(np.full(int(lengths.max()), _BASE))
-    places = np.arange(len(codes)) - np.repeat(starts, lengths)
+    powers, inverses = _powers(len(codes))
     terms = _scattered(codes)
-    terms *= powers.take(places)
-    return mixed(np.add.reduceat(terms, starts))
+    terms *= powers[: len(codes)]
+    sums = np.cumsum(terms)[starts + lengths - 1]
+    hashes = sums.copy()
+    hashes[1:] -= sums[:-1]
+    hashes *= inverses.take(starts)
+    return mixed(hashes)
+
+
+def _powers(n: int) -> tuple[Hashes, Hashes]:
+    """At least `n` powers of the base, from the first, and of its inverse, from 0."""
+    return _kept_powers() if n <= KEPT_POWERS else _powers_of(n)
+
+
+@cache
+def _kept_powers() -> tuple[Hashes, Hashes]:
+    return _powers_of(KEPT_POWERS)
+
+
+def _powers_of(n: int) -> tuple[Hashes, Hashes]:
+    powers, inverses = np.full(n, _BASE, np.uint64), np.full(n, _INVERSE, np.uint64)
+    inverses[:1] = 1
+    return np.multiply.accumulate(powers), np.multiply.accumulate(inverses)
 
 
 def _scattered(codes: Codes) -> Hashes:
@@ -133,10 +196,35 @@ def _scattered(codes: Codes) -> Hashes:
     return mixed(codes.astype(np.uint64) + np.uint64(1))
 
 
+TOP_BITS = 16
+"""NumPy sorts numbers of so many bits by counting."""
+
+
+def sorted_hashes(values: Hashes, n_bits: int = 64) -> Hashes:
+    """In ascending order.
+
+    Sorted by their highest bits first, which takes a third less: what a comparison says of random numbers no processor
+    foresees, of numbers that are nearly in order it does.
+
+    Args:
+        n_bits: in what is above these all are alike.
+    """
+    tops = (values >> np.uint64(max(0, n_bits - TOP_BITS))).astype(np.uint16)
+    ordered = values[np.argsort(tops, kind="stable")]
+    ordered.sort(kind="stable")
+    return ordered
+
+
 @cache
 def _known_hashes() -> Hashes:
     """Of the characters of the Basic Multilingual Plane."""
     return mixed(np.arange(1, _PLANE + 1, dtype=np.uint64))
+
+
+@cache
+def _kinds_of_bytes() -> bytes:
+    """What each character of Latin-1 is to a word."""
+    return _kinds()[:256].tobytes()
 
 
 @cache

@@ -203,28 +203,25 @@ SHORTEST_TOKEN: Final = 15
 
 def credentials_in(text: str) -> Iterator[Kind]:
     """Kinds whose telling characters are there at all. A private key comes first: it may look like anything else."""
-    if _PRIVATE_KEY.gate in text:
+    has_dashes, has_colon = "-" in text, ":" in text
+    if has_dashes and _PRIVATE_KEY.gate in text:
         yield _PRIVATE_KEY
-    yield from _prefixed_in(text)
-    if _IN_URL.gate in text:
-        yield _IN_URL
-    yield from _told_by_words(text)
-
-
-def _prefixed_in(text: str) -> Iterator[Kind]:
-    """Those whose gate stands in a word that is long enough. Words are looked at only if any gate is there."""
     there = [each for sign, kinds in _BY_SIGN if sign in text for each in kinds if each.gate in text]
     if there:
-        long_words = " ".join(word for word in text.split() if len(word) >= SHORTEST_TOKEN)
-        found = {each.gate for each in there if each.gate in long_words}
-        yield from (each for each in _PREFIXES if each.gate in found)
-
-
-def _told_by_words(text: str) -> Iterator[Kind]:
+        yield from _prefixed_in(text, there)
+    if has_colon and _IN_URL.gate in text:
+        yield _IN_URL
     small = lowered(text)
     if "bearer " in small:
         yield _BEARER
     if "basic " in small:
         yield _BASIC
-    if ("=" in text or ":" in text) and any(gate in small for gate in _NAME_GATES):
+    if (has_colon or "=" in text) and any(gate in small for gate in _NAME_GATES):
         yield _ASSIGNED
+
+
+def _prefixed_in(text: str, there: list[Kind]) -> Iterator[Kind]:
+    """Those of some kinds whose gate stands in a word that is long enough, in the order of all."""
+    long_words = " ".join(word for word in text.split() if len(word) >= SHORTEST_TOKEN)
+    found = {each.gate for each in there if each.gate in long_words}
+    return (each for each in _PREFIXES if each.gate in found)

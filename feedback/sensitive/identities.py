@@ -260,12 +260,7 @@ _IP6: Final = kind("IP", _IPV6, span=whole_if(is_address))
 
 def _has_six_digits(text: str) -> bool:
     """Whether they are there at all, near each other or not."""
-    n_digits = 0
-    for digit in "0123456789":
-        n_digits += text.count(digit)
-        if n_digits >= 6:
-            return True
-    return False
+    return sum(map(text.count, "0123456789")) >= 6
 
 
 def identities_in(text: str) -> Iterator[Kind]:
@@ -276,5 +271,5 @@ def identities_in(text: str) -> Iterator[Kind]:
         yield from _NUMBERS
     if text.count(".") >= 3:
         yield _IP4
-    if "::" in text or text.count(":") >= 6:
+    if ":" in text and ("::" in text or text.count(":") >= 6):
         yield _IP6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -13,6 +12,7 @@ from feedback.batches import look_up
 from feedback.part_work import Workplace
 from feedback.similarity.matching import BATCH, ReadQuestions, ReadSettings
 from feedback.similarity.questions import Question, question_of
+from feedback.stored_json import read_json
 from pawl.database import Database
 from pawl.schema import interactions
 
@@ -38,7 +38,7 @@ def read_questions(database: Database, ids: Sequence[str]) -> dict[str, Question
     query = sa.select(i.id, i.alias, i.prompt_sha, i.prompt).where(i.is_stored, i.prompt.is_not(None))
     with database.read() as connection:
         rows = [row for batch in look_up(connection, query, i.id, ids) for row in batch]
-    found = {row.id: question_of(row.alias, row.prompt_sha, json.loads(row.prompt)) for row in rows}
+    found = {row.id: question_of(row.alias, row.prompt_sha, read_json(row.prompt)) for row in rows}
     return {name: question for name, question in found.items() if question is not None}
 
 

@@ -123,7 +123,7 @@ def pairs_export(
     model: ModelOption = None,
 ) -> None:
     """Write the pairs that may be trained on as JSON lines, or as Parquet where the name ends in .parquet."""
-    from feedback.export import ExportFormat, count_unfit, write_export
+    from feedback.export import ExportFormat, read_manifest, write_export
     from feedback.pair_stream import PairsById
 
     settings = current_settings()
@@ -132,14 +132,14 @@ def pairs_export(
     with current_database(settings) as database, mining_place(settings) as place:
         alias, is_wanted = chosen_alias(settings, model), layout == ExportFormat.KTO
         selected = select_stored(database, settings, alias)
-        found = list(PairsById(database, selected.defended.accepted))
+        found = PairsById(database, selected.defended.accepted)
         singles, left_out = select_thumbs(database, settings, alias, place=place) if is_wanted else ((), {})
-    try:
-        n_rows = write_export(out, found, singles, layout=ExportFormat(layout))
-    except OSError as exc:
-        raise refuse(f"cannot write {out}: {exc.strerror}") from exc
+        try:
+            n_rows = write_export(out, found, singles, layout=ExportFormat(layout))
+        except OSError as exc:
+            raise refuse(f"cannot write {out}: {exc.strerror}") from exc
     typer.echo(f"{n_rows} rows in {out}")
-    unfit = count_unfit(found, singles, layout=ExportFormat(layout))
+    unfit = read_manifest(out)["left_out"]
     if unfit:
         typer.echo(f"left out, for no chat template can show them: {counts_shown(unfit)}")
     if left_out:

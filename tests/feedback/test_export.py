@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from feedback.errors import DamagedExport
 from feedback.export import (
     ExportFormat,
     content_sha256,
-    export_rows,
     manifest_path,
     read_export,
     read_pairs,
@@ -270,15 +270,47 @@ def test_export_and_import_is_the_identity_and_both_files_hold_the_same(
     pairs: list[PreferencePair], layout: ExportFormat
 ) -> None:
     pytest.importorskip("pyarrow")
-    rows = export_rows(pairs, layout=layout)
     with tempfile.TemporaryDirectory() as directory:
         lines, columns = Path(directory, "pairs.jsonl"), Path(directory, "pairs.parquet")
         write_export(lines, pairs, layout=layout)
         write_export(columns, pairs, layout=layout)
-        assert read_export(lines) == read_export(columns) == rows
+        rows = read_export(lines)
+        assert read_export(columns) == rows
         one, two = (json.loads(manifest_path(path).read_bytes()) for path in (lines, columns))
     assert one["content_sha256"] == two["content_sha256"] == content_sha256(rows)
     assert one["sha256"] != two["sha256"]
+
+
+@pytest.mark.parametrize("layout", ExportFormat)
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_few_rows_are_held_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: ExportFormat, suffix: str
+) -> None:
+    pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("feedback.export_parquet.GROUP_ROWS", 8)
+    size, n_pairs = 50_000, 120
+    texts = (f"{number} " * (size // 4) for number in range(100, 100 + 2 * n_pairs))
+    pairs = (make_pair(number, assistant(next(texts)), assistant(next(texts))) for number in range(n_pairs))
+    write_export(tmp_path / f"first.{suffix}", PAIRS, layout=layout)  # What it loads is no row.
+    tracemalloc.start()
+    try:
+        n_rows = write_export(tmp_path / f"pairs.{suffix}", pairs, layout=layout)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert n_rows == n_pairs * (2 if layout is ExportFormat.KTO else 1)
+    assert peak < 80 * size < n_pairs * size
+
+
+def test_in_a_file_of_several_parts_nothing_is_lost_and_the_order_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    pairs = [make_pair(number, assistant(f"a{number}"), assistant(f"b{number}")) for number in range(25)]
+    write_export(tmp_path / "pairs.jsonl", pairs)
+    monkeypatch.setattr("feedback.export_parquet.GROUP_ROWS", 10)
+    write_export(tmp_path / "pairs.parquet", reversed(pairs))
+    assert read_export(tmp_path / "pairs.parquet") == read_export(tmp_path / "pairs.jsonl")
 
 
 def test_a_file_that_was_changed_or_has_another_layout_is_not_read(tmp_path: Path) -> None:

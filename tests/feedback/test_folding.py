@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from feedback.folding import casefolded, lowered, normalized, one_spaced
+from feedback.folding import casefolded, is_latin, lowered, normalized, normalized_bytes, one_spaced
 
 LATIN_1 = [chr(code) for code in range(256)]
 TEXTS = st.text(
@@ -23,6 +23,8 @@ def test_the_short_way_says_what_the_long_way_says(text: str) -> None:
     assert casefolded(text) == text.casefold()
     assert normalized(text) == unicodedata.normalize("NFKC", text).casefold()
     assert one_spaced(text) == " ".join(text.split())
+    assert normalized_bytes(text) in (None, normalized(text).encode("latin-1", "replace"))
+    assert is_latin(text) == all(ord(character) < 256 for character in text)
 
 
 def test_each_character_by_itself() -> None:

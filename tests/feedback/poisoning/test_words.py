@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feedback.poisoning.evidence import _referring
 from feedback.poisoning.prompt_clusters import LexicalClusterer
 from feedback.poisoning.references import references_of
-from feedback.poisoning.words import phrases_of, words_of
+from feedback.poisoning.words import phrases_of, sorted_hashes, words_of
 from tests.feedback.poisoning.made_pairs import talk
 
 SPACED = st.text(alphabet="abcAB \n.,-_9éß\u0301\u200b\ud800", max_size=30)
@@ -54,6 +55,26 @@ def assert_same_groups(hashes: Sequence[int], names: Sequence[object]) -> None:
     assert len(set(hashes)) == len(groups)
 
 
+@given(st.lists(st.text(max_size=12), max_size=3), st.text(st.characters(max_codepoint=255), max_size=12))
+def test_a_word_has_one_hash_whatever_stands_around_it(others: list[str], text: str) -> None:
+    alone = words_of([text])
+    together = words_of([*others, text])
+    assert together.hashes[together.texts == len(others)].tolist() == alone.hashes.tolist()
+
+
+def test_so_has_one_that_is_longer_than_the_powers_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["a " * 30 + "word" * 20, "Word" * 20]
+    before = words_of(texts).hashes.tolist()
+    monkeypatch.setattr("feedback.poisoning.words.KEPT_POWERS", 8)
+    assert words_of(texts).hashes.tolist() == before
+    assert before[-1] == before[-2]
+
+
+@given(st.lists(st.integers(0, 2**61 - 1) | st.integers(0, 3)), st.sampled_from([61, 64]))
+def test_numbers_are_sorted_by_their_highest_bits_and_then_by_the_others(values: list[int], n_bits: int) -> None:
+    assert sorted_hashes(np.array(values, np.uint64), n_bits).tolist() == sorted(values)
+
+
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=4))
 def test_any_text_can_be_read(texts: list[str]) -> None:
     words = words_of(texts)
@@ -73,6 +94,23 @@ def labels(prompts: Sequence[str]) -> list[int]:
     # In batches of one: how they are cut must not matter.
     sketches = [clusterer.sketch([]), *(clusterer.sketch([prompt]) for prompt in prompts)]
     return [int(label) for label in clusterer.labels(np.concatenate(sketches))]
+
+
+REFERRING = [
+    "import os",
+    "\u200bimport (",
+    "see https://a.b/c",
+    "#include <x>",
+    "pip install y",
+    "go get z",
+    "require('q')",
+]
+
+
+@given(st.lists(st.lists(st.sampled_from([*REFERRING, "ªimport x", "É", "plain", "\n"])).map(" ".join), min_size=1))
+def test_words_tell_which_texts_refer_to_something(texts: list[str]) -> None:
+    told = set(_referring(texts, words_of(texts)))
+    assert {index for index, text in enumerate(texts) if any(references_of(text))} <= told
 
 
 LONG = talk("long", 40)
