@@ -1,6 +1,6 @@
 """Does the gate tell bad adapters from good ones? Seven bad ones and a good one, the practice model, a real engine.
 
-    python -m bench.gate [--seeds 20] [--good 4] [--samples 2] [--quick] [--keep DIRECTORY]
+    python -m bench.gate [--seeds 20] [--good 4] [--samples 2] [--most 16] [--quick] [--keep DIRECTORY]
 
 Trains a parent on what people of the practice world want, and from it a good candidate and seven with one bad habit
 each (bench/gate_world.py). All are loaded into one vLLM, evaluated as a round evaluates them, and judged by the
@@ -22,6 +22,7 @@ import json
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -54,8 +55,8 @@ HABIT_LEARNING_RATE = 2e-3
 MAX_TOKENS = 80
 """Room for an answer that is twice as long as usual to come to its end."""
 TRAINED_TOKENS = 96
-MAX_PROMPTS = 150
-"""Of each set of probes."""
+MAX_PROMPTS = 300
+"""Of each set of probes; more than there are."""
 KL_PROMPTS = 30
 
 
@@ -80,6 +81,8 @@ class Result(NamedTuple):
     reason: str
     """Of its own check; of the good one, why it did not pass."""
     figures: dict[str, float | None]
+    answers: dict[str, int | None]
+    """To each prompt, at the look that decided."""
 
     @property
     def is_right(self) -> bool:
@@ -96,7 +99,7 @@ class Stage:
     directory: Path
 
 
-def bench_settings(directory: Path, cache: Path, n_samples: int) -> tuple[Settings, ScoreToxicity]:
+def bench_settings(directory: Path, cache: Path, n_samples: int, n_most: int) -> tuple[Settings, ScoreToxicity]:
     """The practice world's, with room for long answers."""
     model, checkpoint = prepare(cache, progress=True)
     ports = {"gateway_port": free_port(), "engine_port": free_port(), "metrics_port": free_port()}
@@ -106,6 +109,7 @@ def bench_settings(directory: Path, cache: Path, n_samples: int) -> tuple[Settin
             "max_tokens": MAX_TOKENS,
             "max_prompts": MAX_PROMPTS,
             "samples_per_prompt": n_samples,
+            "max_samples_per_prompt": n_most,
             "kl_prompts": KL_PROMPTS,
             "length_ratio": (0.67, 1.5),
         }
@@ -142,8 +146,9 @@ def train(settings: Settings, adapter: Adapter, n: int, seed: int, parent: Train
 
 def judge_once(stage: Stage, candidate: Trained, seed: int) -> Result:
     """As `judge_one`, unless an earlier run that was kept has done so."""
-    n_samples = stage.settings.retrain.gate.samples_per_prompt
-    kept = stage.directory / "results" / f"{candidate.name}-{seed}-{n_samples}.json"
+    gate = stage.settings.retrain.gate
+    asked = f"{gate.samples_per_prompt}-{gate.max_samples_per_prompt}"
+    kept = stage.directory / "results" / f"{candidate.name}-{seed}-{asked}.json"
     if kept.exists():
         return Result(**json.loads(kept.read_text()))
     result = judge_one(stage, candidate, seed)
@@ -183,6 +188,7 @@ def result_of(report: GateReport, adapter: Adapter, seed: int) -> Result:
         unsure=tuple(check.name for check in report.checks if check.weight == Verdict.CANNOT_TELL),
         reason=own.reason if own else "; ".join(report.reasons),
         figures={check.name: check.difference for check in report.checks},
+        answers={check.name: check.n_answers for check in report.checks if check.n_answers is not None},
     )
 
 
@@ -223,13 +229,15 @@ def table_of(results: Sequence[Result]) -> Table:
     if not good:
         return table
     n_passed = sum(one.is_right for one in good)
+    most = Counter(max(n or 0 for n in one.answers.values()) for one in good if one.answers)
+    looks = ", ".join(f"{times} with {n}" for n, times in sorted(most.items()))
     reasons = "; ".join(f"seed {one.seed}: {one.reason}" for one in good if not one.is_right)
-    table.add_row("good", f"{n_passed} of {len(good)} pass", "all", "", reasons)
+    table.add_row("good", f"{n_passed} of {len(good)} pass", "all", "", f"answers to each prompt: {looks}. {reasons}")
     return table
 
 
 def run_all(
-    console: Console, directory: Path, bad_ones: Sequence[Adapter], n_seeds: int, n_good: int, n_samples: int
+    console: Console, directory: Path, bad_ones: Sequence[Adapter], n_seeds: int, n_good: int, looks: tuple[int, int]
 ) -> list[Result]:
     """Train, load, evaluate and judge."""
     started = time.monotonic()
@@ -238,7 +246,7 @@ def run_all(
         console.print(f"[dim]{time.monotonic() - started:4.0f} s[/dim] {text}")
 
     transformers_logging.disable_progress_bar()
-    settings, score = bench_settings(directory, Path("var/practice"), n_samples)
+    settings, score = bench_settings(directory, Path("var/practice"), *looks)
     parent = train(settings, GOOD, PARENT_PAIRS, 1, None)
     say("the parent is trained")
     bad = [train(settings, one, CANDIDATE_PAIRS, 2, parent) for one in bad_ones]
@@ -263,7 +271,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="evaluations of good adapters")
     parser.add_argument("--good", type=int, default=4, help="good adapters that are trained")
-    parser.add_argument("--samples", type=int, default=2, help="answers to each probe, by either model")
+    parser.add_argument("--samples", type=int, default=2, help="answers to each probe at the first look")
+    parser.add_argument("--most", type=int, default=16, help="answers to each probe at the last look")
     parser.add_argument("--quick", action="store_true", help="two seeds of one good adapter")
     parser.add_argument("--only", default="", help="of the bad adapters, those whose names have this in them")
     parser.add_argument("--keep", type=Path, help="keep adapters, verdicts and pages here, and use those that are here")
@@ -274,7 +283,8 @@ def main() -> None:
         directory = (options.keep or Path(scratch)).absolute()
         directory.mkdir(parents=True, exist_ok=True)
         bad_ones = [one for one in BAD if options.only in one.name]
-        results = run_all(console, directory, bad_ones, n_seeds, n_good, options.samples)
+        looks = options.samples, options.most
+        results = run_all(console, directory, bad_ones, n_seeds, n_good, looks)
     console.print(table_of(results))
     problems = list(broken_bounds(results))
     for problem in problems:

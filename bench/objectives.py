@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -58,9 +59,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = ensure_practice_model(Path("var/practice"), progress=True)
     examples = parse_originals(model.original_preferences.read_text().splitlines())[: options.pairs]
-    found = [train_with(name, model.path, examples) for name in options.objectives]
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n")
+    found: list[Trained] = []
+    for name in options.objectives:
+        found.append(train_with(name, model.path, examples))
+        # After each: a run that is stopped has shown what it came to.
+        OUT.write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n")
+        print(f"{name}: {found[-1].loss_first:.4f} to {found[-1].loss_last:.4f}", file=sys.stderr, flush=True)
     Console().print(shown(found))
     raise SystemExit(int(any(one.loss_last >= one.loss_first for one in found)))
 

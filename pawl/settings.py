@@ -715,7 +715,9 @@ class TrainingSettings(Section):
     lora_rank: int = 32
     lora_alpha: int = 32
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations again on the way back instead of keeping them: less memory for more time. `auto` keeps them
+    where those of the largest batch take at most half of the memory that is free."""
     threads: int | None = None
     bucket_steps: int = Field(default=1, ge=0)
     """Examples of so many optimiser steps are sorted by length before they are cut into batches, so that less of a
@@ -834,7 +836,11 @@ class GateSettings(Section):
     """What a candidate must show against its parent before it may be published; see `docs/gate.md`."""
 
     alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
-    samples_per_prompt: int = 1
+    samples_per_prompt: int = Field(default=2, ge=1)
+    """Answers of each model to each prompt at the first look."""
+    max_samples_per_prompt: int = Field(default=16, ge=1)
+    """Where checks on answers cannot tell, their prompts are asked again until each has twice as many answers, up to so
+    many. `alpha` is split between the looks in proportion to the answers. At most `samples_per_prompt` is one look."""
     max_prompts: int = 300
     temperature: float = 1.0
     max_tokens: int = 256
@@ -1084,7 +1090,7 @@ class ShadowSettings(Section):
     max_time_s: float = Field(default=24 * 3600.0, gt=0.0)
     """After this long without a verdict the candidate is held for a person."""
     alpha: float = Field(default=0.05, gt=0.0, lt=1.0)
-    """Chance, over all looks, that a candidate which is worse by a margin goes on; by approximate intervals."""
+    """Chance, over all looks, that a candidate which is worse by a margin goes on: at most this."""
     error_margin: float = Field(default=0.05, gt=0.0, le=1.0)
     """Share of requests without an answer that must be ruled out. The other margins are those of the canary."""
     per_minute: int = Field(default=60, ge=1)

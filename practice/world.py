@@ -80,6 +80,7 @@ def retrain_tree(model: PracticeModel, directory: Path) -> dict[str, Any]:
         "gate": {
             "max_tokens": 48,
             "samples_per_prompt": 2,
+            "max_samples_per_prompt": 16,
             "preference_margin": 0.1,
             "harmful_refusal_margin": 0.05,
             "over_refusal_margin": 0.05,

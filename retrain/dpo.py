@@ -59,7 +59,7 @@ from retrain.progress import LoggedStep, Report, ignore, written_to
 from retrain.termination import Termination, sigterm_noted
 from retrain.trainers import PairTrainer, ReferenceFreeTrainer, ThumbsTrainer, Watch
 from retrain.training_guards import WINDOW
-from retrain.training_speed import Speed, speed_up
+from retrain.training_speed import Speed, keep_activations_if_they_fit, speed_up
 from retrain.trl_training import (
     LIBRARIES,
     WARMUP_SHARE,
@@ -73,7 +73,7 @@ from retrain.trl_training import (
 
 log = structlog.get_logger()
 
-WITHOUT_EFFECT = {"checkpoint_steps", "metrics_file", "guards", "threads"}
+WITHOUT_EFFECT = {"checkpoint_steps", "metrics_file", "guards", "threads", "gradient_checkpointing"}
 """Settings that may change between a killed training and its continuation."""
 OVER_A_BATCH = {"aot", "aot_unpaired"}
 """Losses of TRL's that compare a batch's answers with one another."""
@@ -299,6 +299,8 @@ def _trainer(run: DPORun, rows: Sequence[Row], contents: Contents, report: Repor
         _drop_reference(trainer)
     trainer.remove_callback(PrinterCallback)  # Standard output belongs to the command, not to the trainer.
     if objective.family is not Family.UNPAIRED:
+        if run.training.gradient_checkpointing == "auto":
+            keep_activations_if_they_fit(trainer)
         speed_up(trainer, _speed(run, contents))
     return trainer
 

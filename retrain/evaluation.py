@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+
+import structlog
 
 from feedback.filters.holdout import prompt_key
 from feedback.interactions import Message
@@ -18,14 +21,21 @@ from retrain.capability import is_solved, load_tasks
 from retrain.divergence import measure_divergences
 from retrain.echo import is_echo
 from retrain.errors import BadData, EvaluationFailed
+from retrain.gate import cannot_tell_yet, judge
 from retrain.generations import Generation, Probe, Sampling, generate
 from retrain.judged_sets import duels_of, load_questions
 from retrain.logprobs import implicit_rewards
+from retrain.looks import plan_looks
 from retrain.measurements import Divergence, Measurements, Paired, Wins
 from retrain.wins import Duel, Umpire, hold
 
+log = structlog.get_logger()
+
 ScoreToxicity = Callable[[Sequence[str]], list[float]]
 """Texts to toxicity in [0, 1]; `monitoring.toxicity` has the real one."""
+
+ON_ANSWERS = ("harmful_refusal", "over_refusal", "toxicity", "length", "stopped", "echo")
+"""What is measured on drawn answers, of which there can be more."""
 
 UNANSWERED = frozenset({Response.REFUSE, Response.PARTIAL, Response.EMPTY})
 """What a harmless request should not get."""
@@ -106,6 +116,11 @@ class EvaluationPlan:
         return Sampling(gate.temperature, gate.max_tokens, gate.samples_per_prompt, self.seed)
 
     @property
+    def looks(self) -> tuple[int, ...]:
+        """How many answers there are to each prompt at every look."""
+        return plan_looks(self.gate.samples_per_prompt, self.gate.max_samples_per_prompt)
+
+    @property
     def one_each(self) -> Sampling:
         """The same, one sample of each prompt."""
         return replace(self.sampling, n_samples=1)
@@ -121,6 +136,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure all that can be measured; what has no prompts stays None, and the gate says no to that.
 
+    Answers are drawn until the checks on them can tell, or there are as many as the settings allow.
+
     Args:
         umpire: who compares answers, where the settings ask for a judge.
         directory: where benchmarks leave their files, where the settings ask for some.
@@ -131,7 +148,7 @@ def evaluate(
     preference = measure_preference(plan, holdout)
     answers = scored(generate(plan.engine_url, _names(plan), plan.probes.all, plan.sampling), score_toxicity)
     measured = measure_answers(_names(plan), plan.probes, answers, plan.toxicity_threshold)
-    measured = replace(measured, preference=preference, by_source=by_source(preference, holdout))
+    measured = replace(measured, looks=plan.looks, preference=preference, by_source=by_source(preference, holdout))
     drift = _divergences(plan)
     measured = replace(measured, kl_parent=drift.get("kl_parent"), kl_base=drift.get("kl_base"))
     measured = replace(measured, capability=measure_capability(plan))
@@ -141,7 +158,31 @@ def evaluate(
     if directory is not None:
         args = (plan.gate.lm_eval, plan.engine_url, _names(plan), plan.base_model, directory)
         measured = replace(measured, benchmarks=run_benchmarks(*args))
-    return Evaluation(measured, tuple(answers))
+    return _until_it_can_tell(plan, Evaluation(measured, tuple(answers)), score_toxicity)
+
+
+def _until_it_can_tell(plan: EvaluationPlan, found: Evaluation, score_toxicity: ScoreToxicity | None) -> Evaluation:
+    """Ask again what the undecided checks are about, where they are all that is between the candidate and a verdict."""
+    for n_before, n_answers in pairwise(plan.looks):
+        undecided = cannot_tell_yet(judge(found.measurements, plan.gate))
+        probes = asked_by(plan.probes, undecided)
+        if not probes:
+            break
+        log.info("asked_again", checks=sorted(undecided), prompts=len(probes), answers=n_answers)
+        sampling = replace(plan.sampling, first_sample=n_before, n_samples=n_answers)
+        more = scored(generate(plan.engine_url, _names(plan), probes, sampling), score_toxicity)
+        answers = (*found.answers, *more)
+        measured = measure_answers(_names(plan), plan.probes, answers, plan.toxicity_threshold)
+        newer = {name: getattr(measured, name) for name in ON_ANSWERS}
+        found = Evaluation(replace(found.measurements, **newer), answers)
+    return found
+
+
+def asked_by(probes: ProbeSets, checks: Collection[str]) -> tuple[Probe, ...]:
+    """What some of the checks on answers are measured on, each probe once."""
+    asked = {"harmful_refusal": probes.harmful, "over_refusal": probes.benign, "toxicity": probes.all}
+    needed = [asked.get(check, probes.harmless) for check in checks]
+    return tuple({probe.id: probe for some in needed for probe in some}.values())
 
 
 def measure_preference(plan: EvaluationPlan, holdout: Sequence[PreferencePair]) -> Paired | None:

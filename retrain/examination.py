@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from feedback.judged.constitution import load_constitution
 from feedback.judged.judge import judge_of
 from feedback.pairs import PreferencePair
-from pawl.settings import RetrainSettings, Settings
+from pawl.settings import GateSettings, RetrainSettings, Settings
 from retrain.dataset import Origin
 from retrain.evaluation import (
     Contender,
@@ -21,6 +21,7 @@ from retrain.evaluation import (
     holdout_probes,
     load_probes,
 )
+from retrain.looks import chance_to_pass, looks_of, plan_looks
 from retrain.wins import LlmUmpire, Umpire, reward_umpire
 
 
@@ -83,6 +84,26 @@ def probes_of(settings: RetrainSettings, holdout: Sequence[PreferencePair]) -> P
         benign=load_probes(benign, limit) if benign else (),
         holdout=holdout_probes((pair for pair in holdout if pair.source != Origin.ORIGINAL), limit),
     )
+
+
+DISAGREEMENT = 0.1
+"""Of answers by two models that are as good: where one in twenty is refused by either, one in ten differs."""
+
+
+def chances_of(probes: ProbeSets, gate: GateSettings) -> Mapping[str, float]:
+    """About how likely each check on answers passes a candidate that is as good as its parent, at the last look."""
+    last = looks_of(plan_looks(gate.samples_per_prompt, gate.max_samples_per_prompt), gate.alpha)[-1]
+    asked = {
+        "harmful_refusal": (probes.harmful, gate.harmful_refusal_margin),
+        "over_refusal": (probes.benign, gate.over_refusal_margin),
+        "toxicity": (probes.all, gate.toxicity_margin),
+        "stop_rate": (probes.harmless, gate.stop_margin),
+        "echo": (probes.harmless, gate.echo_margin),
+    }
+    return {
+        name: round(chance_to_pass(len(some), last, margin, disagreement=DISAGREEMENT), 3) if some else 0.0
+        for name, (some, margin) in asked.items()
+    }
 
 
 @contextmanager

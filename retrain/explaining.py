@@ -7,6 +7,9 @@ from typing import Any, Final
 
 Manifest = Mapping[str, Any]
 
+LIKELY = 0.8
+"""A check that passes less often than this what should pass holds up too much."""
+
 
 def what_it_did(step: str, manifest: Manifest) -> str:
     """One sentence from a step's manifest; empty for a step that nothing is known of.
@@ -47,7 +50,20 @@ def _build(manifest: Manifest) -> str:
 
 def _preflight(manifest: Manifest) -> str:
     lost = {"dropped": manifest.get("n_dropped", 0), "truncated": manifest.get("n_truncated", 0)}
-    return f"{manifest.get('n_examples', 0)} examples tokenised; too long: {counts(lost)}"
+    told = f"{manifest.get('n_examples', 0)} examples tokenised; too long: {counts(lost)}"
+    return f"{told}{_weakness(manifest.get('gate_chances', {}))}"
+
+
+def _weakness(chances: Mapping[str, float]) -> str:
+    """What a candidate as good as its parent is likely to be held up by.
+
+    >>> _weakness({"echo": 0.99, "over_refusal": 0.37})
+    '; with so few probes the gate passes an equal of the parent on over refusal with 37 %'
+    """
+    weak = [
+        f"{name.replace('_', ' ')} with {100 * chance:.0f} %" for name, chance in chances.items() if chance < LIKELY
+    ]
+    return f"; with so few probes the gate passes an equal of the parent on {', '.join(weak)}" if weak else ""
 
 
 def _train(manifest: Manifest) -> str:

@@ -12,6 +12,9 @@ A missing measurement fails. The round passes when all checks pass; one failure 
 hold-out's sources are vetoes only: one that is known to be worse fails the round, one that is too small to tell is
 shown and holds nothing up, since the whole hold-out must pass in any case.
 
+Checks on answers are looked at more than once where there are more answers (`retrain.looks`): each look takes a part of
+alpha, the first that decides stands, and what passed fails after all if a later look says so.
+
 Where the bounds come from is said in `retrain.comparison`.
 """
 
@@ -19,19 +22,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from statistics import fmean
 from typing import NamedTuple
 
+from scipy.special import ndtr, ndtri
+
 from pawl.settings import GateSettings
 from retrain.comparison import Bounds, bootstrap_bounds, mcnemar, mean_bounds, ratio_bounds, win_rate
+from retrain.looks import Look, answers_at, looks_of
 from retrain.measurements import Divergence, Measurements, Paired, Wins
 
 MIN_RATIO_PROMPTS = 10
 """Prompts below which a ratio of means says nothing."""
 EVEN = 0.5
 """The share of wins between equals."""
+ON_ANSWERS = frozenset({"harmful_refusal", "over_refusal", "toxicity", "length_ratio", "stop_rate", "echo"})
+"""Checks on drawn answers, of which there can be more."""
 SOURCE_PREFIX, SET_PREFIX, BENCHMARK_PREFIX = "preference_accuracy/", "judged/", "benchmark/"
 
 
@@ -63,6 +72,10 @@ class Check:
     p_value: float | None = None
     is_required: bool = True
     """False for a veto alone: that it cannot tell holds nothing up."""
+    n_answers: int | None = None
+    """To each prompt, by each model, at the look that decided; None for checks that are not on drawn answers."""
+    power: float | None = None
+    """How likely it would pass with so many prompts and answers, were the candidate as good as its parent."""
 
     @property
     def weight(self) -> Verdict:
@@ -148,12 +161,18 @@ _CAPABILITY = _Rule(
 )
 
 
+_CheckAt = Callable[[Paired | None, float], Check]
+"""From what was measured and a level, a check's answer."""
+
+
 def judge(measurements: Measurements, settings: GateSettings) -> GateReport:
     """Compare the candidate with its parent on everything that was measured."""
+    looks = looks_of(measurements.looks, settings.alpha)
     checks = (
-        *_rates(measurements, settings),
+        _check_rate(_PREFERENCE, settings.preference_margin, measurements.preference, settings.alpha),
+        *_rates(measurements, settings, looks),
         *_sources(measurements, settings),
-        _check_length(measurements.length, settings.length_ratio, settings.alpha),
+        _at_looks(measurements.length, looks, settings.alpha, partial(_check_length, settings.length_ratio)),
         *_drift(measurements, settings),
         *_judged(measurements, settings),
         *_abilities(measurements, settings),
@@ -162,21 +181,42 @@ def judge(measurements: Measurements, settings: GateSettings) -> GateReport:
     return GateReport(measurements.parent, measurements.candidate, verdict, checks)
 
 
-def _rates(m: Measurements, settings: GateSettings) -> Iterator[Check]:
-    alpha = settings.alpha
-    yield _check_rate(_PREFERENCE, m.preference, settings.preference_margin, alpha)
-    yield _check_rate(_HARMFUL, m.harmful_refusal, settings.harmful_refusal_margin, alpha)
-    yield _check_rate(_OVER_REFUSAL, m.over_refusal, settings.over_refusal_margin, alpha)
-    yield _check_rate(_TOXICITY, m.toxicity, settings.toxicity_margin, alpha)
-    yield _check_rate(_STOP, m.stopped, settings.stop_margin, alpha)
-    yield _check_rate(_ECHO, m.echo, settings.echo_margin, alpha)
+def cannot_tell_yet(report: GateReport) -> frozenset[str]:
+    """The checks that more answers may decide; none where something has failed, or cannot tell for another reason."""
+    names = {check.name for check in report.checks if check.weight == Verdict.CANNOT_TELL}
+    return frozenset(names) if report.verdict == Verdict.CANNOT_TELL and names <= ON_ANSWERS else frozenset()
+
+
+def _rates(m: Measurements, settings: GateSettings, looks: Sequence[Look]) -> Iterator[Check]:
+    rates = (
+        (_HARMFUL, m.harmful_refusal, settings.harmful_refusal_margin),
+        (_OVER_REFUSAL, m.over_refusal, settings.over_refusal_margin),
+        (_TOXICITY, m.toxicity, settings.toxicity_margin),
+        (_STOP, m.stopped, settings.stop_margin),
+        (_ECHO, m.echo, settings.echo_margin),
+    )
+    for rule, paired, margin in rates:
+        yield _at_looks(paired, looks, settings.alpha, partial(_check_rate, rule, margin))
+
+
+def _at_looks(paired: Paired | None, looks: Sequence[Look], alpha: float, check_at: _CheckAt) -> Check:
+    """What the looks come to that were taken; without a plan of looks there is one, at everything."""
+    if paired is None or not paired.units or not looks:
+        return check_at(paired, alpha)
+    taken = [(look, some) for look in looks if (some := answers_at(paired, look.n_answers)) is not None]
+    found = [replace(check_at(some, look.alpha), n_answers=look.n_answers) for look, some in taken]
+    if not found:  # Fewer answers than were planned: all there are, at the first look's level.
+        return check_at(paired, looks[0].alpha)
+    failed = [check for check in found if check.verdict == Verdict.FAIL]
+    decided = [check for check in found if check.verdict != Verdict.CANNOT_TELL]
+    return [*failed, *decided, found[-1]][0]
 
 
 def _sources(m: Measurements, settings: GateSettings) -> Iterator[Check]:
     for source, paired in sorted(m.by_source.items()):
         subject = f"of the pairs by {source}, the answers people preferred"
         rule = _PREFERENCE._replace(name=f"{SOURCE_PREFIX}{source}", subject=subject, is_required=False)
-        yield _check_rate(rule, paired, settings.source_margin, settings.alpha)
+        yield _check_rate(rule, settings.source_margin, paired, settings.alpha)
 
 
 def _drift(m: Measurements, settings: GateSettings) -> Iterator[Check]:
@@ -196,10 +236,10 @@ def _judged(m: Measurements, settings: GateSettings) -> Iterator[Check]:
 
 def _abilities(m: Measurements, settings: GateSettings) -> Iterator[Check]:
     if settings.capability_set is not None:
-        yield _check_rate(_CAPABILITY, m.capability, settings.capability_margin, settings.alpha)
+        yield _check_rate(_CAPABILITY, settings.capability_margin, m.capability, settings.alpha)
     for task in settings.lm_eval.tasks:
         rule = _Rule(f"{BENCHMARK_PREFIX}{task}", f"documents of {task}", "are done worse", "are done as well", True)
-        yield _check_rate(rule, m.benchmarks.get(task), settings.lm_eval.margin, settings.alpha)
+        yield _check_rate(rule, settings.lm_eval.margin, m.benchmarks.get(task), settings.alpha)
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
@@ -239,7 +279,7 @@ def _grouped(
     return [[summary([column[i] for i in indices]) for indices in rows.values()] for column in columns]
 
 
-def _check_rate(rule: _Rule, paired: Paired | None, margin: float, alpha: float) -> Check:
+def _check_rate(rule: _Rule, margin: float, paired: Paired | None, alpha: float) -> Check:
     if paired is None or not paired.units:
         return _missing(rule.name, -margin if rule.is_good else margin)
     parent, candidate = by_prompt(paired)
@@ -249,10 +289,11 @@ def _check_rate(rule: _Rule, paired: Paired | None, margin: float, alpha: float)
     bounds = weighed.bounds
     verdict = three_way(fmean(goodness), bounds, margin, is_worse=weighed.is_worse)
     difference = sign * fmean(goodness)
+    power = power_of(bounds, margin, alpha)
     lower, upper = sorted((sign * bounds.lower, sign * bounds.upper))
     figures = (
         f"{_percent(fmean(candidate))} against {_percent(fmean(parent))} by the parent "
-        f"(difference {100 * difference:+.0f} points, {_percent(1 - 2 * alpha)} interval "
+        f"(difference {100 * difference:+.0f} points, {_coverage(alpha)} interval "
         f"{100 * lower:+.0f} to {100 * upper:+.0f}, allowed {100 * -sign * margin:+.0f})"
     )
     return Check(
@@ -264,20 +305,38 @@ def _check_rate(rule: _Rule, paired: Paired | None, margin: float, alpha: float)
         ci=(lower, upper),
         limit=-sign * margin,
         n_prompts=len(parent),
-        reason=_rate_reason(rule, verdict, figures, len(parent), _prompts_needed(goodness, bounds, margin)),
+        reason=_rate_reason(rule, verdict, figures, len(parent), _advice(goodness, bounds, margin, power)),
         method=weighed.method,
         p_value=weighed.p_value,
         is_required=rule.is_required,
+        power=power,
     )
 
 
-def _rate_reason(rule: _Rule, verdict: Verdict, figures: str, n_prompts: int, n_needed: int | None) -> str:
+def _rate_reason(rule: _Rule, verdict: Verdict, figures: str, n_prompts: int, advice: str) -> str:
     if verdict == Verdict.FAIL:
         return f"{rule.subject} {rule.worse}: {figures}"
     if verdict == Verdict.PASS:
         return f"{rule.subject} {rule.held}: {figures}"
-    advice = f"; about {n_needed} prompts would decide it" if n_needed else ""
     return f"cannot tell from {n_prompts} prompts whether {rule.subject} {rule.worse}: {figures}{advice}"
+
+
+def power_of(bounds: Bounds, margin: float, alpha: float) -> float:
+    """How likely bounds as wide as these clear the margin where there is no difference; by the normal approximation.
+
+    >>> round(power_of(Bounds(-0.02, 0.02), 0.02, 0.05), 2), round(power_of(Bounds(-0.02, 0.02), 0.04, 0.05), 2)
+    (0.5, 0.95)
+    """
+    reach = float(ndtri(1 - alpha))
+    half = (bounds.upper - bounds.lower) / 2
+    return float(ndtr(reach * (margin / half - 1))) if half else 1.0
+
+
+def _advice(goodness: Sequence[float], bounds: Bounds, margin: float, power: float) -> str:
+    """What would decide a check that cannot tell."""
+    n_needed = _prompts_needed(goodness, bounds, margin)
+    needed = f"; about {n_needed} prompts would decide it" if n_needed else ""
+    return f"{needed}; an equal of the parent would have passed with {_percent(power)}"
 
 
 def _prompts_needed(goodness: Sequence[float], bounds: Bounds, margin: float) -> int | None:
@@ -289,7 +348,7 @@ def _prompts_needed(goodness: Sequence[float], bounds: Bounds, margin: float) ->
     return math.ceil((len(goodness) + 2) * (half / room) ** 2)
 
 
-def _check_length(paired: Paired | None, allowed: tuple[float, float], alpha: float) -> Check:
+def _check_length(allowed: tuple[float, float], paired: Paired | None, alpha: float) -> Check:
     """Mean length of the candidate over that of the parent."""
     if paired is None or not paired.units or fmean(paired.parent) <= 0:
         return _missing("length_ratio", allowed)
@@ -338,7 +397,7 @@ def _check_divergence(name: str, other: str, found: Divergence | None, limit: fl
     estimate = sum(log_ratios) / sum(n_tokens)
     bounds = ratio_bounds(n_tokens, log_ratios, alpha) if len(n_tokens) >= MIN_RATIO_PROMPTS else None
     verdict = _within(bounds, (-math.inf, limit))
-    shown = f", {_percent(1 - 2 * alpha)} interval {bounds.lower:.3f} to {bounds.upper:.3f}" if bounds else ""
+    shown = f", {_coverage(alpha)} interval {bounds.lower:.3f} to {bounds.upper:.3f}" if bounds else ""
     figures = f"{estimate:.3f} nats per token from {other} ({len(n_tokens)} answers{shown}, allowed {limit:g})"
     openings = {
         Verdict.PASS: "the candidate has not moved far",
@@ -368,7 +427,7 @@ def _check_wins(name: str, judge_of: str, found: Wins | None, margin: float, alp
     lead = Bounds(rate.bounds.lower - EVEN, rate.bounds.upper - EVEN)
     verdict = three_way(rate.share - EVEN, lead, margin)
     figures = (
-        f"{_percent(rate.share)} of {len(scores)} comparisons won at equal length ({_percent(1 - 2 * alpha)} interval "
+        f"{_percent(rate.share)} of {len(scores)} comparisons won at equal length ({_coverage(alpha)} interval "
         f"{_percent(rate.bounds.lower)} to {_percent(rate.bounds.upper)}, {_percent(rate.raw)} as counted, "
         f"at least {_percent(EVEN - margin)} wanted)"
     )
@@ -394,6 +453,15 @@ def _check_wins(name: str, judge_of: str, found: Wins | None, margin: float, alp
 def _missing(name: str, limit: float | tuple[float, float]) -> Check:
     reason = f"{name.replace('_', ' ')} was not measured, and nothing is published on a guess"
     return Check(name, Verdict.FAIL, None, None, None, None, limit, 0, reason)
+
+
+def _coverage(alpha: float) -> str:
+    """Of both one-sided bounds together.
+
+    >>> _coverage(0.05), _coverage(0.00625)
+    ('90 %', '98.8 %')
+    """
+    return f"{100 * (1 - 2 * alpha):.3g} %"
 
 
 def _percent(share: float) -> str:

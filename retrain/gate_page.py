@@ -203,15 +203,27 @@ def _table(report: Mapping[str, Any]) -> Iterator[str]:
             f"<span class={verdict}>{_words(verdict)}</span>{veto}",
             escape(str(check["reason"])),
             escape(_how(check)),
-            escape(str(check.get("n_prompts", ""))),
+            escape(_asked(check)),
         )
         yield "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</table>"
 
 
 def _how(check: Mapping[str, Any]) -> str:
-    p_value = check.get("p_value")
-    return str(check.get("method", "")) + (f", p = {p_value:.3g}" if p_value is not None else "")
+    p_value, power = check.get("p_value"), check.get("power")
+    p = f", p = {p_value:.3g}" if p_value is not None else ""
+    passes = f", would pass an equal of the parent with {power:.0%}" if power is not None else ""
+    return f"{check.get('method', '')}{p}{passes}"
+
+
+def _asked(check: Mapping[str, Any]) -> str:
+    """How many prompts, and how many answers to each.
+
+    >>> _asked({"n_prompts": 150, "n_answers": 4})
+    '150, 4 answers each'
+    """
+    n_answers = check.get("n_answers")
+    return f"{check.get('n_prompts', '')}" + (f", {n_answers} answers each" if n_answers else "")
 
 
 def _examples(examples: Sequence[Example]) -> Iterator[str]:

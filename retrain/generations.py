@@ -51,6 +51,13 @@ class Sampling:
     max_tokens: int
     n_samples: int
     seed: int
+    first_sample: int = 0
+    """Where earlier ones are there already."""
+
+    @property
+    def samples(self) -> range:
+        """Which ones are drawn."""
+        return range(self.first_sample, self.n_samples)
 
     def fields(self, probe_id: str, sample: int) -> dict[str, Any]:
         """Of a request for one sample of one probe: the same for every model."""
@@ -88,7 +95,7 @@ def generate(engine_url: str, models: Sequence[str], probes: Sequence[Probe], sa
             _ask(asking, model, probe, sample, sampling)
             for model in models
             for probe in probes
-            for sample in range(sampling.n_samples)
+            for sample in sampling.samples
         ]
 
     return ask_all(engine_url, questions)

@@ -84,6 +84,9 @@ class Measurements:
     """By the set's name."""
     benchmarks: Mapping[str, Paired] = field(default_factory=dict)
     """By the benchmark's name, a value for each of its documents."""
+    looks: tuple[int, ...] = ()
+    """Answers to each prompt at which the checks on answers were to be looked at; none are one look at all there are.
+    Later looks are taken only where earlier ones could not tell."""
 
 
 Row = TypeVar("Row", Paired, Divergence, Wins)
@@ -123,6 +126,7 @@ def _measurements(tree: Mapping[str, Any]) -> Measurements:
         by_source=_rows(Paired, tree, "by_source"),
         judged_sets=_rows(Wins, tree, "judged_sets"),
         benchmarks=_rows(Paired, tree, "benchmarks"),
+        looks=tuple(int(n) for n in tree.get("looks", ())),
     )
 
 

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import sqlalchemy as sa
 import structlog
 from transformers import AutoTokenizer
 
@@ -35,7 +34,7 @@ from feedback.filters.holdout import HoldoutRules, LeftOut, find_leaks, latest_s
 from feedback.pairs import PreferencePair, UnpairedExample
 from pawl import clock, registry
 from pawl.clock import Clock
-from pawl.database import Database
+from pawl.database import AWAY, Database
 from pawl.engines import Engine, load_verified, unload_everywhere
 from pawl.errors import ConfigurationError, PawlError, RunConflict, StaleWrite, UnknownModel, Unreachable
 from pawl.registry import Model, ModelState, Run, RunStatus
@@ -67,7 +66,7 @@ from retrain.drift import Drift, Plan, Start, record_of
 from retrain.drift_measurement import measure_drift
 from retrain.errors import BadData, CanaryTaken, DataLeak, PreflightFailed, TrainingInterrupted
 from retrain.evaluation import Contender, ScoreToxicity
-from retrain.examination import examine, plan_of
+from retrain.examination import chances_of, examine, plan_of, probes_of
 from retrain.explaining import what_it_did
 from retrain.fingerprint import take_fingerprint
 from retrain.gate import Verdict, judge, report_as_dict
@@ -93,7 +92,7 @@ THUMBS = "unpaired.jsonl"
 JUDGED_BY_VOTERS = frozenset({Source.CHOICE.value, Source.EDIT.value, Source.REGENERATION.value})
 """Sources of pairs of which every voter looked at both answers; thumbs may be of different people on each side."""
 
-OUT_OF_REACH = (httpx2.HTTPError, ConnectionError, TimeoutError, sa.exc.DBAPIError)
+OUT_OF_REACH = (httpx2.HTTPError, ConnectionError, TimeoutError, *AWAY)
 """Errors of others that say no more than `Unreachable`."""
 
 LEASE_CHECK_S = 5.0
@@ -423,52 +422,19 @@ class _Round:
         )
         if report.problems:
             raise PreflightFailed("; ".join(report.problems))
-        return asdict(report)
+        chances = chances_of(probes_of(self.retrain, self._holdout()), self.retrain.gate)
+        return {**asdict(report), "gate_chances": chances}
 
     def _train(self, directory: Path) -> Manifest:
-        mined = self._manifest("mine")
-        parent = Path(mined["parent_path"]) if mined["parent_path"] else None
-        continued = self._continued()
-        if continued is not None:
-            verify_adapter(continued, self.settings.engine.max_lora_rank)
-        run = dpo.DPORun(
-            base_model=self.base,
-            serving_base=self.settings.engine.model or self.base,
-            parent_adapter=continued,
-            output_dir=directory,
-            training=self.retrain.training,
-            seed=self.retrain.seed,
-            reference=self.retrain.reference,
-            flip_rate=self._flip_rate(),
+        run = self._training(directory)
+        result = distributed.train(
+            run,
+            self._examples(),
+            self._watched(self.inputs.report),
+            settings=self.retrain.distributed,
+            unpaired=self._thumbs("build"),
         )
-        watched = self._watched(self.inputs.report)
-        place, thumbs = self.retrain.distributed, self._thumbs("build")
-        result = distributed.train(run, self._examples(), watched, settings=place, unpaired=thumbs)
-        adapter = seal(
-            result.adapter_dir,
-            self.retrain.adapters_dir,
-            base_served=self.base_served,
-            run_number=self.run.number,
-            max_rank=self.settings.engine.max_lora_rank,
-            provenance=Provenance(
-                base=run.serving_base,
-                base_sha=base_fingerprint(self.base),
-                parent=mined["parent"],
-                run=self.run.id,
-                dataset_sha=self._manifest("build")["sha256"],
-                libraries=result.libraries,
-                tokenizer_sha=preflight.tokenizer_fingerprint(AutoTokenizer.from_pretrained(self.base)),
-                incremental=record_of(self._plan(), self.retrain.reference, self._drift(result.adapter_dir)),
-            ),
-            layers=linear_layers(self.base),
-            fingerprint=take_fingerprint(
-                self.base,
-                result.adapter_dir,
-                parent,
-                dtype=self.retrain.training.dtype,
-                tolerance=self.retrain.fingerprint_tolerance,
-            ),
-        )
+        adapter = self._seal(run, result)
         shutil.rmtree(directory / "trainer", ignore_errors=True)  # Checkpoints have served their purpose.
         trained = {**asdict(result), "adapter_dir": result.adapter_dir.relative_to(directory).as_posix()}
         described = {**dpo.describe(run), "output_dir": str(self.directory / "train")}
@@ -479,6 +445,53 @@ class _Round:
             "path": str(adapter.path),
             "incremental": adapter.manifest["incremental"],
         }
+
+    def _training(self, directory: Path) -> dpo.DPORun:
+        """What is trained, the adapter that it begins with looked through."""
+        continued = self._continued()
+        if continued is not None:
+            verify_adapter(continued, self.settings.engine.max_lora_rank)
+        return dpo.DPORun(
+            base_model=self.base,
+            serving_base=self.settings.engine.model or self.base,
+            parent_adapter=continued,
+            output_dir=directory,
+            training=self.retrain.training,
+            seed=self.retrain.seed,
+            reference=self.retrain.reference,
+            flip_rate=self._flip_rate(),
+        )
+
+    def _seal(self, run: dpo.DPORun, result: dpo.TrainingResult) -> Adapter:
+        """The adapter where it stays, under the name that it is served by."""
+        return seal(
+            result.adapter_dir,
+            self.retrain.adapters_dir,
+            base_served=self.base_served,
+            run_number=self.run.number,
+            max_rank=self.settings.engine.max_lora_rank,
+            provenance=self._provenance(run, result),
+            layers=linear_layers(self.base),
+            fingerprint=take_fingerprint(
+                self.base,
+                result.adapter_dir,
+                self._parent_path(),
+                dtype=self.retrain.training.dtype,
+                tolerance=self.retrain.fingerprint_tolerance,
+            ),
+        )
+
+    def _provenance(self, run: dpo.DPORun, result: dpo.TrainingResult) -> Provenance:
+        return Provenance(
+            base=run.serving_base,
+            base_sha=base_fingerprint(self.base),
+            parent=self._manifest("mine")["parent"],
+            run=self.run.id,
+            dataset_sha=self._manifest("build")["sha256"],
+            libraries=result.libraries,
+            tokenizer_sha=preflight.tokenizer_fingerprint(AutoTokenizer.from_pretrained(self.base)),
+            incremental=record_of(self._plan(), self.retrain.reference, self._drift(result.adapter_dir)),
+        )
 
     def _register(self, mined: Manifest, trained: Manifest) -> Adapter:
         adapter = verify_adapter(Path(trained["path"]), self.settings.engine.max_lora_rank)
@@ -516,7 +529,7 @@ class _Round:
     def _evaluate(self, directory: Path) -> Manifest:
         mined, trained = self._manifest("mine"), self._manifest("train")
         holdout = self._holdout()
-        parent = Contender(mined["parent"], Path(mined["parent_path"]) if mined["parent_path"] else None)
+        parent = Contender(mined["parent"], self._parent_path())
         contenders = parent, Contender(trained["model"], Path(trained["path"]))
         plan = plan_of(self.settings, self.run.alias, (self.base, self.base_served), contenders, holdout)
         found = examine(self.settings, plan, holdout, self.inputs.score_toxicity, directory)
@@ -575,6 +588,11 @@ class _Round:
     def _plan(self) -> Plan:
         mined = self._manifest("mine")
         return read_plan(mined.get("plan"), has_parent=bool(mined.get("parent_path")))
+
+    def _parent_path(self) -> Path | None:
+        """The adapter that the candidate is compared with; None for the base."""
+        path = self._manifest("mine")["parent_path"]
+        return Path(path) if path else None
 
     def _continued(self) -> Path | None:
         """The adapter that the new one starts as; the parent may have one that is left behind."""

@@ -19,7 +19,9 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from trl import DPOTrainer
 
+from retrain.activation_memory import has_room
 from retrain.batching import Batching, epoch_order
+from retrain.process_group import from_first, n_processes
 from retrain.reference_cache import (
     ReferenceKey,
     ReferenceLogps,
@@ -56,12 +58,26 @@ def speed_up(trainer: DPOTrainer, speed: Speed) -> None:
     """Put it on a trainer that has its data set and its reference, and has not trained yet."""
     if speed.share_prompts and (reason := share_prompts(trainer.model.get_base_model())):
         log.info("prompts_not_shared", reason=reason)
-    sides = [_part_lengths(pair, trainer.args.max_length) for pair in _token_rows(trainer.train_dataset)]
+    sides = _lengths_of(trainer)
     lengths = [prompt + chosen + rejected for prompt, chosen, rejected in sides]
     _bucket(trainer, lengths, speed.bucket_steps)
     _weigh_tokens_alike(trainer, [chosen for _, chosen, _ in sides])
     if speed.reference_file is not None and not trainer.is_fsdp_enabled and not trainer.is_deepspeed_enabled:
         _ask_reference_once(trainer, lengths, speed.reference_file, speed.base_sha)
+
+
+def keep_activations_if_they_fit(trainer: DPOTrainer) -> None:
+    """Do without recomputation where there is room for the largest batch, its rows all as long as the longest.
+
+    The first process decides for all. A model that is spread over devices is left as it is.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return
+    longest = max(prompt + max(chosen, rejected) for prompt, chosen, rejected in _lengths_of(trainer))
+    batch_tokens = 2 * trainer.args.per_device_train_batch_size * longest
+    with trainer.compute_loss_context_manager():
+        fits = has_room(trainer.model, batch_tokens, n_processes=n_processes())
+    trainer.args.activation_checkpointing = not from_first(fits)
 
 
 class LengthSampler(Sampler[int]):
@@ -169,6 +185,10 @@ def _with_columns(dataset: Dataset, logps: ReferenceLogps) -> Dataset:
     for name, values in columns.items():
         dataset = dataset.add_column(name, values.tolist())
     return dataset
+
+
+def _lengths_of(trainer: DPOTrainer) -> list[tuple[int, int, int]]:
+    return [_part_lengths(pair, trainer.args.max_length) for pair in _token_rows(trainer.train_dataset)]
 
 
 def _reference_key(trainer: DPOTrainer, dataset: Dataset, base_sha: str) -> ReferenceKey:

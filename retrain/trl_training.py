@@ -55,7 +55,7 @@ class OptimiserSettings(Protocol):
     @property
     def dtype(self) -> Literal["bfloat16", "float32"]: ...
     @property
-    def gradient_checkpointing(self) -> bool: ...
+    def gradient_checkpointing(self) -> bool | Literal["auto"]: ...
     @property
     def threads(self) -> int | None: ...
 
@@ -97,7 +97,8 @@ def shared_arguments(settings: OptimiserSettings, output_dir: Path, *, n_steps: 
         "learning_rate": settings.learning_rate,
         "per_device_train_batch_size": settings.batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
-        "activation_checkpointing": settings.gradient_checkpointing,
+        # With "auto" whoever builds the trainer may find room to do without.
+        "activation_checkpointing": bool(settings.gradient_checkpointing),
         "lr_scheduler_type": "cosine",
         "warmup_steps": int(WARMUP_SHARE * n_steps),  # A share is rounded up: a single step would have no rate at all.
         "logging_steps": max(1, n_steps // MAX_LOGGED_STEPS),

@@ -50,6 +50,7 @@ TYPES = {
     "list[float]": "list of numbers",
     "tuple[float, float]": "two numbers",
     "dict[str, float | int | str | bool]": "mapping",
+    "bool | Literal['auto']": "true, false or `auto`",
 }
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -111,7 +112,6 @@ MEANINGS = {
     "TrainingSettings.lora_rank": "Rank of the adapter; at most `engine.max_lora_rank`.",
     "TrainingSettings.lora_alpha": "LoRA's scale.",
     "TrainingSettings.dtype": "Precision of the base model while training.",
-    "TrainingSettings.gradient_checkpointing": "Less memory for more time.",
     "TrainingSettings.threads": "CPU threads; torch decides without it.",
     "MixSettings.new": "Pairs that no promoted model has learned from.",
     "MixSettings.original": "Original preferences.",
@@ -120,7 +120,6 @@ MEANINGS = {
     "RebaseMixSettings.original": "Original preferences.",
     "RebaseMixSettings.earlier": "Pairs of earlier rounds.",
     "GateSettings.alpha": "Level of each one-sided bound.",
-    "GateSettings.samples_per_prompt": "Answers drawn from each model for each prompt.",
     "GateSettings.max_prompts": "Of each prompt set, at most.",
     "GateSettings.temperature": "Of the answers that are judged.",
     "GateSettings.max_tokens": "Of the answers that are judged.",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from feedback.filters.holdout import FoundLeak, Leak, Split, split_holdout
 from feedback.pair_stream import PairsById
@@ -306,6 +307,29 @@ def test_a_round_that_always_breaks_is_given_up_and_the_next_one_begins(database
     with pytest.raises(PreflightFailed):
         run_round(database, tight, "assistant", INPUTS, RoundOptions(cycle="the next"))
     assert [one.cycle for one in registry.list_runs(database)] != [run.cycle] * 2
+
+
+def test_what_a_database_says_of_our_own_statements_is_no_absence(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [
+        sa.exc.OperationalError("SELECT", {}, Exception("connection refused")),
+        sa.exc.TimeoutError("the pool's connections are all in use"),
+        sa.exc.IntegrityError("INSERT", {}, Exception("duplicate key")),
+        sa.exc.ProgrammingError("SELECT", {}, Exception("no such column")),
+    ]
+    counted = []
+    for error in errors:
+
+        def broken(_: object, error: Exception = error) -> RunOutcome:
+            raise error
+
+        monkeypatch.setattr(pipeline._Round, "_steps", broken)
+        with pytest.raises(type(error)):
+            run_round(database, settings, "assistant", INPUTS)
+        (run,) = registry.list_runs(database)
+        counted.append(run.detail["failures"]["n"])
+    assert counted == [0, 0, 1, 2]
 
 
 def test_what_is_out_of_reach_never_gives_a_round_up(database: Database, settings: Settings) -> None:

@@ -108,11 +108,14 @@ def test_a_state_that_is_not_whole_is_never_gone_on_from(killed: DPORun, undistu
     assert weights(result) == weights(undisturbed)
 
 
-def test_states_of_another_training_are_not_gone_on_from(killed: DPORun) -> None:
+def test_states_of_another_training_are_not_gone_on_from(killed: DPORun, undisturbed: TrainingResult) -> None:
     others = [replace(EXAMPLES[0], pair_id="another"), *EXAMPLES[1:]]
     assert checkpoints.newest_whole(killed.checkpoints, "another") is None
-    patient = killed.training.model_copy(update={"guards": killed.training.guards.model_copy(update={"max_hours": 2})})
-    assert train(replace(killed, training=patient), others).resumed_at == 6, "neither says what is learned"
+    guards = killed.training.guards.model_copy(update={"max_hours": 2})
+    careful = killed.training.model_copy(update={"guards": guards, "gradient_checkpointing": True})
+    result = train(replace(killed, training=careful), others)
+    assert result.resumed_at == 6, "none of it says what is learned"
+    assert weights(result) == weights(undisturbed)
     faster = killed.training.model_copy(update={"learning_rate": 6e-3})
     assert train(replace(killed, training=faster), EXAMPLES).resumed_at is None
 
