@@ -31,9 +31,10 @@ up: export HF_HUB_OFFLINE = 0
 up: app engine
 	$(PY) -m pawl.cli.main up $(if $(MODEL),--model $(MODEL))
 
-# Tests replace methods of classes that would be fixed when compiled.
+# Three processes on two cores, since tests often wait for a process, a disk or a clock. And tests replace
+# methods of classes that would be fixed when compiled.
 test: app engine tools interpreted
-	$(PY) -m pytest -n 2 --no-loadscope-reorder
+	$(PY) -m pytest -n 3 --no-loadscope-reorder
 
 check: app
 	.venv/bin/ruff format --check .

@@ -2,7 +2,8 @@
 
 Whole answers and paced streams, kept and not kept; one client in ten leaves early and one request in twenty meets an
 engine that fails. Looks at memory, threads and descriptors of every process of the gateway, and fits a line to the
-worker's memory after the warm-up: nothing may grow.
+worker's memory after the warm-up: nothing may grow. Of descriptors the fewest are compared, in the last third of that
+time and before: open requests come and go, and only what leaks is there in every look.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ SLOPE_MB_PER_H = 1.0
 LEAST_MINUTES = 10.0
 """In less time a slope says nothing: one page more after the warm-up is megabytes per hour."""
 CALIBRATION_S = 4.0
-THREADS_MORE, DESCRIPTORS_MORE = 2, 64
+THREADS_MORE, DESCRIPTORS_MORE = 2, 16
+END_SHARE = 1 / 3
+"""Of the time after the warm-up, at its end."""
 MB = 1e6
 
 
@@ -50,6 +53,17 @@ class Look(NamedTuple):
     all_mb: float
     threads: int
     descriptors: int
+
+
+class Floor(NamedTuple):
+    """The fewest descriptors before the last part of the run, and in it."""
+
+    before: int
+    at_the_end: int
+
+    @property
+    def is_level(self) -> bool:
+        return self.at_the_end - self.before <= DESCRIPTORS_MORE
 
 
 class Line(NamedTuple):
@@ -81,14 +95,13 @@ class Outcome:
     threads: tuple[int, int]
     """The fewest and the most after the warm-up."""
     descriptors: tuple[int, int]
+    descriptors_floor: Floor
     looks: tuple[Look, ...]
 
     @property
     def is_faultless(self) -> bool:
         """Whether nothing grew and nothing failed that was not told to."""
-        is_flat = (
-            self.threads[1] - self.threads[0] <= 2 and self.descriptors[1] - self.descriptors[0] <= DESCRIPTORS_MORE
-        )
+        is_flat = self.threads[1] - self.threads[0] <= THREADS_MORE and self.descriptors_floor.is_level
         is_level = self.slope_mb_per_h < SLOPE_MB_PER_H or self.minutes < LEAST_MINUTES
         return is_level and is_flat and self.unexpected == 0
 
@@ -209,6 +222,22 @@ def fit(looks: Sequence[tuple[float, float]]) -> Line:
     return Line(3600 * slope, 3600 * error)
 
 
+def floor_of(looks: Sequence[tuple[float, int]]) -> Floor:
+    """The fewest descriptors of (seconds, descriptors), early and late.
+
+    A machine that stood still lets requests pile up, and that is no leak; what is never closed is.
+
+    >>> floor_of([(0.0, 60), (10.0, 950), (20.0, 900), (30.0, 61)]).is_level
+    True
+    >>> floor_of([(0.0, 60), (10.0, 70), (20.0, 80), (30.0, 90)])
+    Floor(before=60, at_the_end=80)
+    """
+    ends_from = looks[-1][0] - END_SHARE * (looks[-1][0] - looks[0][0])
+    early = [descriptors for at_s, descriptors in looks if at_s < ends_from]
+    late = [descriptors for at_s, descriptors in looks if at_s >= ends_from]
+    return Floor(min(early), min(late))
+
+
 def _outcome(seconds: float, looks: Sequence[Look], results: Sequence[LoadResult], core_share: float) -> Outcome:
     warm = [look for look in looks if look.at_s >= WARMUP_SHARE * seconds]
     line = fit([(look.at_s, look.worker_mb) for look in warm])
@@ -232,6 +261,7 @@ def _outcome(seconds: float, looks: Sequence[Look], results: Sequence[LoadResult
         all_slope_mb_per_h=fit([(look.at_s, look.all_mb) for look in warm]).mb_per_h,
         threads=(min(threads), max(threads)),
         descriptors=(min(descriptors), max(descriptors)),
+        descriptors_floor=floor_of([(look.at_s, look.descriptors) for look in warm]),
         looks=tuple(looks),
     )
 

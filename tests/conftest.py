@@ -6,23 +6,26 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpcore2
 import httpx2
 import pytest
+import uvicorn.server
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from feedback import drain
-from pawl.database import Database, open_database, upgrade
+from pawl.database import Database, open_database
 from pawl.settings import DatabaseSettings, Settings
 from serving import connections, feedback_standing, keys, stored_api
 from serving.gateway import Gateway, create_app
 from tests.fake_vllm import FakeVLLM
 from tests.gateway_configuration import configuration_of, make_schema
-from tests.servers import PostgreSQL, private_postgresql, running
+from tests.servers import PostgreSQL, PromptAsyncio, private_postgresql, running
 
 # A slow moment of the machine says nothing about a property; and a build must not depend on what was drawn.
 settings.register_profile(
@@ -37,6 +40,11 @@ settings.load_profile("pawl")
 MODELS = "models"
 """The one process, of those that share the tests, in which models are made and trained."""
 WITH_MODELS = ("tests/e2e/", "tests/practice/", "tests/retrain/")
+LONG_FILES = tuple(
+    f"tests/serving/test_{name}.py"
+    for name in ("kill", "compiled", "supervisor", "loop_lag", "limits", "faults_stopping", "stopping", "erasure_bytes")
+)
+"""Each takes up to a minute."""
 
 
 class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types.
@@ -47,14 +55,22 @@ class ByFile(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types.
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-    """Used by `pytest -n 2`."""
+    """Used by `pytest -n 3`."""
     return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long comes first, so that no process still has some of it when the others are done."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(WITH_MODELS), not item.nodeid.startswith(LONG_FILES)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _patience() -> Iterator[None]:
-    """On a loaded machine what is slow for a moment must not be taken for what is away; and drains look often."""
+    """On a loaded machine what is slow for a moment is not away; drains and servers look often."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.server, "asyncio", PromptAsyncio())
+        # Each client would read all certificates there are: 20 ms, and most tests make one, to ask by plain HTTP.
+        patch.setattr(httpcore2, "default_ssl_context", cache(httpcore2.default_ssl_context))
         patch.setattr(drain, "IDLE_S", 0.03)
         patch.setattr(connections, "STALE_S", 60.0)
         patch.setattr(keys, "PATIENCE_S", 60.0)
@@ -105,7 +121,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 def database(database_url: str) -> Iterator[Database]:
     """The same with the current schema."""
     database = open_database(DatabaseSettings(url=database_url))
-    upgrade(database)
     yield database
     database.close()
 

@@ -28,6 +28,7 @@ from pawl.cli import (
     webhooks,
 )
 from pawl.cli.context import remember_config
+from pawl.database import AWAY
 from pawl.errors import ConfigurationError, PawlError, Unreachable
 
 app = typer.Typer(
@@ -80,8 +81,10 @@ def run(arguments: Sequence[str]) -> int:
         return _complain(f"no answer: {type(exc).__name__} {exc}", Unreachable.exit_code)
     except OSError as exc:
         return _complain(f"{exc.filename or 'system'}: {exc.strerror or exc}", ConfigurationError.exit_code)
-    except sa.exc.DBAPIError as exc:
-        return _complain(f"the database failed: {str(exc.orig).strip().splitlines()[0]}", Unreachable.exit_code)
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as exc:
+        told = str(getattr(exc, "orig", None) or exc).strip().splitlines() or [type(exc).__name__]
+        is_away = isinstance(exc, AWAY)
+        return _complain(f"the database failed: {told[0]}", (Unreachable if is_away else ConfigurationError).exit_code)
     return code if isinstance(code, int) else 0
 
 

@@ -46,7 +46,7 @@ from pawl.cli.notifying import WebhookKeeper
 from pawl.cli.scheduled_rounds import ScheduledRounds
 from pawl.cli.shadowing import ShadowKeeper
 from pawl.clock import now
-from pawl.database import Database
+from pawl.database import AWAY, Database
 from pawl.errors import ConfigurationError, PawlError
 from pawl.registry import RunStatus
 from pawl.round_checks import count_skips
@@ -259,7 +259,7 @@ def saying_blind(alias: str) -> Iterator[None]:
     """Tell whether the database answers a look at the rollouts: if not, nothing is decided and no weight moves."""
     try:
         yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError):
+    except AWAY:
         ROLLOUT_BLIND.labels(model=alias).set(1)
         log.warning("rollout_weights_hold", alias=alias, reason="the database does not answer")
         raise

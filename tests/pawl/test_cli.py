@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import sqlalchemy as sa
 
 from ab_testing.controller import start_rollout
 from ab_testing.experiment import Route
@@ -20,6 +21,7 @@ from ab_testing.rollout_orders import controller_of
 from ab_testing.route_store import load_route
 from pawl import leases, registry
 from pawl.audit import latest_events
+from pawl.cli import main
 from pawl.cli.context import print_rows
 from pawl.cli.due_rounds import decide_now
 from pawl.cli.learning import canary_opener
@@ -554,3 +556,24 @@ def test_a_database_that_fails_half_way_is_out_of_reach(cli: Cli, shared: Databa
     assert said.code == 3
     assert said.err == "pawl: the database failed: no such table: rollouts\n"
     assert open_database(load_settings(tmp_path / "pawl.yaml", {}).database).is_sqlite
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (sa.exc.InternalError("UPDATE", {}, Exception("read-only transaction")), 3),
+        (sa.exc.TimeoutError("no connection is free"), 3),
+        (sa.exc.ProgrammingError("SELECT", {}, Exception("no such column")), 2),
+        (sa.exc.IntegrityError("INSERT", {}, Exception("")), 2),
+    ],
+)
+def test_only_a_database_that_does_not_answer_is_out_of_reach(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "app", fail)
+    assert run(["rollout", "status"]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pawl: the database failed: ")
