@@ -78,7 +78,7 @@ class Processes:
         if self._n > 1 and len(first) == self._few_parts:
             yield from self._each_elsewhere(work, chain(first, rest))
             return
-        with closing(open_database(self._settings)) as database:
+        with closing(open_database(self._settings, reads_much=True)) as database:
             yield from Here(database).each(work, chain(first, rest))
 
     def _each_elsewhere(self, work: Work[Piece, Result], parts: Iterator[Piece]) -> Iterator[Result]:
@@ -133,7 +133,7 @@ def _begin(settings: DatabaseSettings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who is interrupted is the parent: it ends this process.
     gc.set_threshold(*FEW_COLLECTIONS)
     Thread(target=_leave_with_parent, daemon=True).start()
-    _databases[:] = [open_database(settings)]
+    _databases[:] = [open_database(settings, reads_much=True)]
 
 
 def _get_ready(work: object) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WAL_SAFE_SINCE = (3, 51, 3)
 """Before this SQLite, a WAL file that several connections write and checkpoint at once can be corrupted (WAL reset)."""
 SQLITE_BUSY_TIMEOUT_S = 30.0
+CACHE_KIB, MUCH_CACHE_KIB = 2 * 1024, 64 * 1024
+"""Of an SQLite database's pages, for each connection; the first is SQLite's own choice."""
 LZ4_WHERE_KNOWN = """
     SELECT set_config(name, 'lz4', false) FROM pg_settings
     WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
@@ -79,18 +81,21 @@ class Database:
         self.engine.dispose()
 
 
-def open_database(settings: DatabaseSettings) -> Database:
+def open_database(settings: DatabaseSettings, *, reads_much: bool = False) -> Database:
     """Make the pool; connects to nothing yet.
+
+    Args:
+        reads_much: For who goes through whole tables: SQLite keeps more pages, which saves a tenth of the time.
 
     Raises:
         ConfigurationError: the URL cannot be used.
     """
     if settings.url.startswith("sqlite:///"):
-        return Database(_sqlite_engine(settings))
+        return Database(_sqlite_engine(settings, MUCH_CACHE_KIB if reads_much else CACHE_KIB))
     return Database(_postgresql_engine(settings))
 
 
-def _sqlite_engine(settings: DatabaseSettings) -> sa.Engine:
+def _sqlite_engine(settings: DatabaseSettings, cache_kib: int) -> sa.Engine:
     path = Path(settings.url.removeprefix("sqlite:///"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +109,7 @@ def _sqlite_engine(settings: DatabaseSettings) -> sa.Engine:
         connection.isolation_level = None  # SQLAlchemy's begin event below opens transactions, not the driver.
         connection.execute(f"PRAGMA journal_mode={journal}")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA cache_size=-{cache_kib}")
         connection.execute("PRAGMA secure_delete=ON")  # What is deleted, by retention too, becomes zeros.
 
     @sa.event.listens_for(engine, "begin")

@@ -3,8 +3,8 @@
 Checks on answers are looked at after the first answers to each prompt, and again each time these have doubled, up to a
 bound. Each look takes a part of `alpha`, in proportion to the answers that it adds (Lan and DeMets 1983, "Discrete
 sequential boundaries for clinical trials"; the spending function is alpha times the share of all answers). A loss that
-is not allowed passes at some look with a probability of at most the sum of the parts, whatever the looks have in
-common: they see the same prompts, and how alike that makes them nobody knows beforehand.
+is not allowed passes at some look with a probability of at most the sum of the parts, as far as each look's bound holds
+and whatever the looks have in common: they see the same prompts, and how alike that makes them nobody knows beforehand.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from typing import Final
 HEAD_END: Final = b"\r\n\r\n"
 LENGTH: Final = b"\r\ncontent-length: "
 MAX_DIGITS: Final = 9
+MAX_BYTES: Final = 8 * 1024
+"""Of a head that is remembered, since every connection may make us remember one."""
 MAX_UNLIKE: Final = 4
 """Heads in a row that were not as the one before: whoever sends a new one each time is not looked at any longer."""
 
@@ -49,6 +51,8 @@ def repeated_head(data: bytes, n_body: int) -> RepeatedHead | None:
     b'abc'
     """
     head_end = data.find(HEAD_END) + len(HEAD_END)
+    if head_end > MAX_BYTES:
+        return None
     head = data[:head_end].lower()
     at = head.find(LENGTH) + len(LENGTH)
     end = head.find(b"\r", at)

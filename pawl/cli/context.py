@@ -53,14 +53,14 @@ def config_path() -> Path | None:
 
 
 @contextmanager
-def current_database(settings: Settings) -> Iterator[Database]:
-    """The shared database, with the schema this version needs.
+def current_database(settings: Settings, *, reads_much: bool = False) -> Iterator[Database]:
+    """The shared database, with the schema this version needs; `reads_much` as in `open_database`.
 
     Raises:
         ConfigurationError: the schema is another.
         Unreachable: the database does not answer.
     """
-    database = open_database(settings.database)
+    database = open_database(settings.database, reads_much=reads_much)
     try:
         require_current_schema(database)
         yield database

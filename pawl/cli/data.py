@@ -63,7 +63,7 @@ def pairs_mine(model: ModelOption = None, on: OnOption = None, as_json: JsonFlag
 
     settings = current_settings()
     alias = chosen_alias(settings, model)
-    with current_database(settings) as database, mining_place(settings, on) as place:
+    with current_database(settings, reads_much=True) as database, mining_place(settings, on) as place:
         at = now()
         since = kept_since(settings.retention.pairs_days, at)
         least = settings.feedback.judge.min_margin

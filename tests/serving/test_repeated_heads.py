@@ -72,6 +72,7 @@ def _is_the_same_but_for_digits(data: bytes, name: bytes) -> bool:
         START + b"content-length: %b2\r\n\r\n{}" % (b"0" * 5000),
         START + b"transfer-encoding: chunked\r\n\r\n{}",
         START + b"content-length: 2\r\n\r\n{}{}",
+        START + b"x-a: %b\r\ncontent-length: 2\r\n\r\n{}" % (b"a" * 9000),
         START + b"content-length: 2",
         b"\r\n\r\n" + START + b"content-length: 2\r\n\r\n{}",
         b"",
