@@ -1090,8 +1090,8 @@ class ShadowSettings(Section):
     max_time_s: float = Field(default=24 * 3600.0, gt=0.0)
     """After this long without a verdict the candidate is held for a person."""
     alpha: float = Field(default=0.05, gt=0.0, lt=1.0)
-    """Chance, over all looks, that a candidate which is worse by a margin goes on: at most this, for margins of up to ten
-    points."""
+    """Chance, over all looks, that a candidate which is worse by a margin goes on: at most this, for margins of up to
+    ten points."""
     error_margin: float = Field(default=0.05, gt=0.0, le=1.0)
     """Share of requests without an answer that must be ruled out. The other margins are those of the canary."""
     per_minute: int = Field(default=60, ge=1)
