@@ -44,6 +44,7 @@ def samples(served: Served) -> dict[tuple[str, frozenset[tuple[str, str]]], floa
 def test_the_series_of_the_contract_are_there(served: Served) -> None:
     completion_id = served.client.post(CHAT, json=QUESTION).json()["id"]
     served.stored(completion_id)
+    served.engine.behaviour.gap_s = 0.05  # Chunks that come together have no time between them.
     served.client.post(CHAT, json=STREAM)
     served.client.post("/v1/feedback", json={"completion_id": completion_id, "type": "thumbs", "value": "up"})
     response = served.client.get("/metrics")
