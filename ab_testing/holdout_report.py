@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,12 +20,10 @@ from ab_testing.analysis.table_analysis import Columns, analyse
 from ab_testing.built_in_metrics import built_in
 from ab_testing.experiment import HOLDOUT
 from ab_testing.experiment_report import split_json, split_warnings
-from ab_testing.experiment_table import EVERYBODY_ELSE, Beside, Table, read_holdout, users_of
+from ab_testing.experiment_table import DAY_S, EVERYBODY_ELSE, Beside, Table, read_holdout, users_of
 from ab_testing.report_page import page
 from pawl.database import Database
 from pawl.errors import NegativeVerdict
-
-DAY_S: Final = 86400.0
 
 
 class WantedHoldout(NamedTuple):

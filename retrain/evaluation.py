@@ -34,8 +34,8 @@ log = structlog.get_logger()
 ScoreToxicity = Callable[[Sequence[str]], list[float]]
 """Texts to toxicity in [0, 1]; `monitoring.toxicity` has the real one."""
 
-ON_ANSWERS = ("harmful_refusal", "over_refusal", "toxicity", "length", "stopped", "echo")
-"""What is measured on drawn answers, of which there can be more."""
+DRAWN = ("harmful_refusal", "over_refusal", "toxicity", "length", "stopped", "echo")
+"""Fields of `Measurements` that are made from drawn answers, of which there can be more."""
 
 UNANSWERED = frozenset({Response.REFUSE, Response.PARTIAL, Response.EMPTY})
 """What a harmless request should not get."""
@@ -173,7 +173,7 @@ def _until_it_can_tell(plan: EvaluationPlan, found: Evaluation, score_toxicity: 
         more = scored(generate(plan.engine_url, _names(plan), probes, sampling), score_toxicity)
         answers = (*found.answers, *more)
         measured = measure_answers(_names(plan), plan.probes, answers, plan.toxicity_threshold)
-        newer = {name: getattr(measured, name) for name in ON_ANSWERS}
+        newer = {name: getattr(measured, name) for name in DRAWN}
         found = Evaluation(replace(found.measurements, **newer), answers)
     return found
 

@@ -186,7 +186,9 @@ def report(
     holdout: Annotated[
         bool, typer.Option("--holdout", help="Not of one experiment: everybody else beside the held-out users.")
     ] = False,
-    days: Annotated[float, typer.Option("--days", min=0.01, help="With --holdout: so far back.")] = 28.0,
+    days: Annotated[
+        float | None, typer.Option("--days", min=0.01, help="With --holdout: so far back; 28 where it is not said.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Every metric's effect with its interval. It informs: canaries are decided by evidence of their own."""
@@ -195,11 +197,14 @@ def report(
 
     if holdout and (key or by or control != CONTROL_NAME):
         raise ConfigurationError("--holdout is of no one experiment: EXPERIMENT, --by and --control do not go with it")
+    if days is not None and not holdout:
+        raise ConfigurationError("--days goes with --holdout: an experiment is reported from its start")
     settings = current_settings()
     maturity_s = settings.rollout.maturity_s
     with current_database(settings) as database:
         if holdout:
-            of = WantedHoldout(chosen_alias(settings, model), days, return_days, maturity_s)
+            of = WantedHoldout(chosen_alias(settings, model), return_days=return_days, maturity_s=maturity_s)
+            of = of if days is None else of._replace(days=days)
             found: HoldoutReport | ExperimentReport = report_holdout(database, of, now=now())
         else:
             name = key or running_experiment(database, settings, model)

@@ -8,8 +8,8 @@ import pytest
 
 from ab_testing.assignment import assign
 from ab_testing.experiment import CONTROL, HOLDOUT, TREATMENT, Experiment, Holdout, Route, Variant
-from ab_testing.experiment_table import EVERYBODY_ELSE
-from ab_testing.holdout_report import DAY_S, HoldoutReport, WantedHoldout, report_holdout
+from ab_testing.experiment_table import DAY_S, EVERYBODY_ELSE
+from ab_testing.holdout_report import HoldoutReport, WantedHoldout, report_holdout
 from feedback.interactions import Interaction
 from feedback.store import Score, save_scores
 from feedback.tombstones import forgotten

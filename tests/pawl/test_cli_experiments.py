@@ -232,6 +232,7 @@ def test_everybody_else_is_shown_beside_the_hold_out(cli: Cli, shared: Database)
     [
         (("--holdout",), 1, "nobody of assistant was held out"),
         (("tone", "--holdout"), 2, "EXPERIMENT, --by and --control do not go with it"),
+        (("tone", "--days", "2"), 2, "--days goes with --holdout"),
         (("nothing",), 1, "it has none at all"),
         (("tone", "--control", "plain"), 1, "60 of 'control', 60 of 'treatment'"),
         (("tone", "--html", "/nowhere/page.html"), 2, "cannot write /nowhere/page.html"),
