@@ -5,8 +5,9 @@
 Made-up answers, no model: each prompt has a rate of refusals of its own, and a candidate refuses more often by `change`
 on average, most of it on a few prompts. Each row is one number of prompts: how often a candidate passes that is as good
 as its parent, loses a quarter or half of the margin, or all of it, with one look and with the looks of the default
-settings, and what `retrain.looks.chance_to_pass` says beforehand. Exits 1 if a candidate that loses all of the margin
-passes significantly more often than `alpha`. Writes var/bench/gate_power.json.
+settings, and what `retrain.looks.chance_to_pass` says beforehand. Then, counted out and not drawn, the candidates that
+the bounds are worst for: all of the loss on few prompts, and nothing else changes. Exits 1 if a drawn candidate that
+loses all of the margin passes significantly more often than `alpha`. Writes var/bench/gate_power.json.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.special import bdtrc
+from scipy.special import bdtr, bdtrc
 
 from pawl.settings import GateSettings
 from retrain.examination import DISAGREEMENT
@@ -86,6 +87,25 @@ def simulate(n_prompts: int, change: float, looks: Sequence[int], margin: float,
     )
 
 
+def worst(n_prompts: int, looks: Sequence[int], margin: float) -> float:
+    """How likely a candidate passes that refuses each prompt always or as little as its parent, which refuses none.
+
+    Every answer to a prompt is the same, so that all looks see the same; how many prompts it refuses is a binomial
+    number with the margin as its rate.
+    """
+    settings = GateSettings(over_refusal_margin=margin)
+    units = tuple(str(prompt) for prompt in range(n_prompts) for _ in range(looks[-1]))
+    parent = (0.0,) * len(units)
+    n_refused = -1
+    while n_refused < n_prompts:
+        lost = (n_refused + 1) * looks[-1]
+        paired = Paired(units, parent, (1.0,) * lost + parent[lost:])
+        if decide(Measurements("p", "c", over_refusal=paired, looks=tuple(looks)), settings).verdict != Verdict.PASS:
+            break
+        n_refused += 1
+    return float(bdtr(n_refused, n_prompts, margin)) if n_refused >= 0 else 0.0
+
+
 def disagreement() -> float:
     """The share of answers in which two models differ that refuse alike: 2 E[p (1 - p)] of the beta distribution."""
     spread = PARENT_RATE * (1 - PARENT_RATE) / (SPREAD + 1)
@@ -145,7 +165,12 @@ def main() -> None:
     table = Table("prompts", "looks at", "loses, points", "passes", "fails", "answers each", "foretold", box=None)
     for row in rows(found):
         table.add_row(*row)
-    Console(width=110).print(plain, "", table)
+    worst_case = Table("looks at", "margin, points", "prompts", "the worst candidate passes", box=None)
+    for looks in (plans[0], plans[-1]):
+        for margin in (0.05, 0.02):
+            most, n = max((worst(n, looks, margin), n) for n in range(50, 301, 5))
+            worst_case.add_row("+".join(map(str, looks)), f"{100 * margin:.0f}", str(n), f"{most:.1%}")
+    Console(width=110).print(plain, "", table, "", worst_case)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps([one._asdict() for one in found], indent=2) + "\n")
     problems = [text for one in found if (text := broken(one, options.margin, gate.alpha))]

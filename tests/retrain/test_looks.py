@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.gate_power import Simulated, broken, disagreement, simulate
+from bench.gate_power import Simulated, broken, disagreement, simulate, worst
 from pawl.settings import GateSettings
 from retrain import evaluation
 from retrain.evaluation import EvaluationPlan, ProbeSets, asked_by, evaluate
@@ -153,6 +153,12 @@ def test_asking_again_keeps_the_error_rate_and_passes_more_of_the_good() -> None
     assert again.n_passed > once.n_passed
     assert again.n_answers < 4
     assert broken(Simulated(40, margin, (1,), 100, 20, 0, 1.0, 0.05), margin, 0.05) is not None
+
+
+def test_what_the_bounds_are_worst_for_is_counted_out() -> None:
+    assert worst(100, (1,), 0.02) == 0, "with so few prompts nothing passes"
+    assert worst(265, (2, 4, 8, 16), 0.02) < worst(265, (1,), 0.02)
+    assert worst(105, (1,), 0.05) == pytest.approx(0.099, abs=0.0005), "docs/gate.md says so"
 
 
 def test_the_chance_to_pass_is_foretold() -> None:
