@@ -52,10 +52,10 @@ CLOSE_PATIENCE_S: Final = 5.0
 HANGING_S: Final = 10.0
 """A write that has taken longer does not come back: the disk counts as refusing until it does."""
 SIBLINGS: Final = 5
-HOLD_S: Final = 0.001
-"""After a group of at least so many the next one is held for up to so long, and grows: a write costs the same for five
-records as for fifty. PostgreSQL does the same with `commit_siblings` and `commit_delay`; here the hold ends with the
-first turn of the loop that brings no more, so nobody waits while there is nothing else to do."""
+HOLD_S: Final = 0.002
+"""After a group of at least so many the next one is held for up to so long, until it has half of the requests under
+way: a write costs the same for five records as for fifty, and while one half is written the other is worked on.
+PostgreSQL waits likewise with `commit_siblings` and `commit_delay`."""
 RESTART_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 10.0
 """A writer that has ended by itself is replaced after this time; one after another, after ever longer ones."""
@@ -73,6 +73,10 @@ class Group:
         self.dones: list[Done] = []
         self.n_bytes = 0
         self.last_seq = 0
+
+
+def _nobody() -> int:
+    return 0
 
 
 class Journal:
@@ -117,8 +121,9 @@ class Journal:
         self._is_busy = False
         self._is_closed = False
         self._written_since = 0.0
-        self._hold_until = 0.0
-        self._n_held = 0
+        self._n_under_way: Callable[[], int] = _nobody
+        self._hold: asyncio.TimerHandle | None = None
+        self._n_wanted = 0
         self._ended: list[Carrier] = []
         self._opening: Future[Line] | None = None
         self._restart_pause_s = RESTART_S
@@ -139,9 +144,15 @@ class Journal:
         """The last record that is known to be on disk; they are counted from 1."""
         return self._state.kept_seq
 
-    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The loop that appends, and on which `done` and `on_durable` are called."""
+    def bind(self, loop: asyncio.AbstractEventLoop, n_under_way: Callable[[], int] | None = None) -> None:
+        """The loop that appends, and on which `done` and `on_durable` are called.
+
+        Args:
+            n_under_way: how many requests may still append, those that wait for the disk included.
+        """
         self._loop = loop
+        if n_under_way is not None:
+            self._n_under_way = n_under_way
         if self._line is not None:
             self._line.attach(loop, self._hear)
 
@@ -168,6 +179,9 @@ class Journal:
         elif group.n_bytes > self._max_group_bytes or len(group.dones) >= MAX_GROUP_RECORDS:
             self._filled.append(group)
             self._filling = Group()
+            self._end_hold()
+        elif self._hold is not None and len(group.dones) >= self._n_wanted:
+            self._end_hold()
 
     def size(self) -> SpoolSize:
         """Records on disk that the database has not committed yet; a few small reads of files in the page cache.
@@ -240,26 +254,25 @@ class Journal:
         return self._sent.popleft()
 
     def _collect(self, group: Group, is_kept: bool) -> None:
-        """On the loop: send the next group off, then tell everyone in this one."""
-        if self._loop is not None and not self._filled and len(group.dones) >= SIBLINGS and not self._is_closed:
-            self._hold_until = self._loop.time() + HOLD_S
-            self._n_held = 0
-            self._loop.call_soon(self._hold)
+        """On the loop: send the next group off, or let it grow first; then tell everyone in this one."""
+        loop = self._loop
+        n_wanted = self._n_under_way() // 2
+        is_few = len(self._filling.dones) < n_wanted and not self._filled
+        if loop is not None and is_few and len(group.dones) >= SIBLINGS and not self._is_closed:
+            self._n_wanted = n_wanted
+            self._hold = loop.call_later(HOLD_S, self._end_hold)
         else:
             self._hand_over()
         self._tell(group, is_kept)
         if is_kept:
             self._on_durable()
 
-    def _hold(self) -> None:
-        """Let the next group grow for as long as every turn of the loop brings more."""
-        assert self._loop is not None
-        n_held = len(self._filling.dones)
-        if n_held == self._n_held or self._filled or self._loop.time() >= self._hold_until:
-            self._hand_over()
-        else:
-            self._n_held = n_held
-            self._loop.call_soon(self._hold)
+    def _end_hold(self) -> None:
+        """Have the group that grew sent off, after this turn of the loop."""
+        if self._hold is not None and self._loop is not None:
+            self._hold.cancel()
+            self._hold = None
+            self._loop.call_soon(self._hand_over)
 
     def _tell(self, group: Group, is_kept: bool) -> None:
         self._n_waiting_bytes -= group.n_bytes

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,8 +36,11 @@ from pawl.durability import sync_directory
 SUFFIX = ".segment"
 LOCK, SPARE, POSITION = "lock", "spare", "position"
 FREE, USED = "free-", "used-"
-ZEROS = bytes(1024 * 1024)
-"""Files are filled in steps of this, each on disk before the next, so that records never wait behind a long flush."""
+PAGE_BYTES = 4096
+ZEROS = memoryview(mmap.mmap(-1, 1024 * 1024))
+"""Files are filled in steps of this, each on disk before the next, so that records never wait behind a long flush. It
+begins where a page does, as writes past the page cache must."""
+DIRECT: int = getattr(os, "O_DIRECT", 0)
 SLOT_BYTES = 64
 WRITE_FLAGS: int = getattr(os, "RWF_DSYNC", 0)
 """What `fdatasync` does, as a part of the write (Linux)."""
@@ -173,7 +177,25 @@ def fill_with_zeros(path: Path, n_bytes: int, *, goes_on: Callable[[], bool] = l
     """
     with opened(path, os.O_RDWR | os.O_CREAT) as descriptor:
         os.ftruncate(descriptor, min(n_bytes, os.fstat(descriptor).st_size))
-        write_zeros(descriptor, 0, n_bytes, goes_on=goes_on)
+        n_filled = _fill_past_cache(path, n_bytes, goes_on=goes_on)
+        write_zeros(descriptor, n_filled, n_bytes, goes_on=goes_on)
+
+
+def _fill_past_cache(path: Path, n_bytes: int, *, goes_on: Callable[[], bool]) -> int:
+    """Fill a file's whole pages without a copy of each in the page cache; return how far that went.
+
+    The copies are what a fill costs: 24 of 27 microseconds of processor time for the 17 KB that a long stream's record
+    takes. Whoever writes a part of such a page must write the rest of it too, or the disk is read first.
+    """
+    whole = n_bytes - n_bytes % PAGE_BYTES if DIRECT else 0
+    try:
+        with opened(path, os.O_WRONLY | DIRECT) as descriptor:
+            write_zeros(descriptor, 0, whole, goes_on=goes_on)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        return 0  # Not every file system can.
+    return whole
 
 
 def write_zeros(descriptor: int, start: int, end: int, *, goes_on: Callable[[], bool] = lambda: True) -> None:

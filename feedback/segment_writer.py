@@ -15,7 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from feedback.segment_files import (
+    PAGE_BYTES,
     SPARE,
+    ZEROS,
     begin_segment,
     bytes_in,
     make_spare,
@@ -137,7 +139,8 @@ class SegmentWriter:
             return False
         try:
             descriptor = self._segment_for(n_bytes)
-            write_durably(descriptor, parts, n_bytes, self._offset)
+            n_zeros = self._to_page_end(n_bytes)
+            write_durably(descriptor, (*parts, ZEROS[:n_zeros]), n_bytes + n_zeros, self._offset)
         except NoRoom:
             return False
         except OSError as exc:
@@ -165,6 +168,11 @@ class SegmentWriter:
         if is_used and (self._offset + n_bytes > self._segment_bytes or self._is_old()):
             self._close_segment()
         return self._begin() if self._descriptor is None else self._descriptor
+
+    def _to_page_end(self, n_bytes: int) -> int:
+        """How many of the zeros behind a group to write anew: of a page that is written whole nothing is read first."""
+        end = self._offset + n_bytes
+        return max(0, min(-end % PAGE_BYTES, self._segment_bytes - end))
 
     def _begin(self) -> int:
         if not self._keeper.has_room:

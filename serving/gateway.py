@@ -190,7 +190,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start the parts in order of need; stop them so that the writers close after the last record."""
-        self.records.journal.bind(asyncio.get_running_loop())
+        self.records.journal.bind(asyncio.get_running_loop(), lambda: len(self.relay.calls))
         await asyncio.to_thread(self.routes.start)
         await asyncio.to_thread(self.keys.start)
         self.drain.start()

@@ -25,8 +25,8 @@ LAST_EVENTS: Final = {
 }
 """How the last event of an answer begins, by route."""
 SIGNS: Final = {
-    "chat.completions": (b"[DONE]", b'{"error"'),
-    "completions": (b"[DONE]", b'{"error"'),
+    "chat.completions": (b": [DONE]", b'{"error"'),
+    "completions": (b": [DONE]", b'{"error"'),
     "responses": (b"response.completed", b"response.incomplete", b"response.failed", b"event: error", b'{"error"'),
     "messages": (b"message_stop", b"event: error", b'{"error"'),
 }

@@ -123,6 +123,42 @@ async def test_what_comes_in_one_turn_of_the_loop_shares_a_write(
     journal.close()
 
 
+async def test_a_group_that_follows_a_large_one_grows_to_half_of_what_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feedback.journal.HOLD_S", 60.0)
+    journal = unbound_journal(tmp_path / "j")
+    journal.bind(asyncio.get_running_loop(), lambda: 16)
+    assert all(await keep_all(journal, names(0, 6)))
+    held = [asyncio.ensure_future(keep(journal, name)) for name in names(6, 13)]
+    await asyncio.sleep(0.05)
+    assert not any(answer.done() for answer in held)
+    assert await keep(journal, b"the eighth")
+    assert all(await asyncio.gather(*held))
+    journal.close()
+
+
+async def test_a_group_that_does_not_grow_is_not_held_for_long(tmp_path: Path) -> None:
+    journal = unbound_journal(tmp_path / "j")
+    journal.bind(asyncio.get_running_loop(), lambda: 1000)
+    assert all(await keep_all(journal, names(0, 6)))
+    async with asyncio.timeout(10):
+        assert await keep(journal, b"alone")
+    journal.close()
+
+
+async def test_closing_does_not_wait_for_a_group_to_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feedback.journal.HOLD_S", 60.0)
+    journal = unbound_journal(tmp_path / "j")
+    journal.bind(asyncio.get_running_loop(), lambda: 16)
+    assert all(await keep_all(journal, names(0, 6)))
+    held = asyncio.ensure_future(keep(journal, b"held"))
+    await asyncio.sleep(0)
+    journal.close()
+    assert await held
+    assert names_in(tmp_path / "j")[-1] == b"held"
+
+
 async def test_it_says_once_per_group_that_there_is_something(tmp_path: Path) -> None:
     calls: list[int] = []
     journal = open_journal(tmp_path / "j", on_durable=lambda: calls.append(threading.get_ident()))
