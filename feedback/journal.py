@@ -270,9 +270,13 @@ class Journal:
     def _end_hold(self) -> None:
         """Have the group that grew sent off, after this turn of the loop."""
         if self._hold is not None and self._loop is not None:
+            self._drop_hold()
+            self._loop.call_soon(self._hand_over)
+
+    def _drop_hold(self) -> None:
+        if self._hold is not None:
             self._hold.cancel()
             self._hold = None
-            self._loop.call_soon(self._hand_over)
 
     def _tell(self, group: Group, is_kept: bool) -> None:
         self._n_waiting_bytes -= group.n_bytes
@@ -302,6 +306,7 @@ class Journal:
         self._written_since = 0.0
         self._loop.call_later(self._restart_pause_s, self._restart)
         self._restart_pause_s = min(2 * self._restart_pause_s, LONGEST_PAUSE_S)
+        self._drop_hold()
         for group in self._take_all():
             self._tell(group, False)
         self._is_busy = False
@@ -378,6 +383,7 @@ class Journal:
 
     def _take_no_more(self) -> None:
         self._is_closed = True
+        self._drop_hold()
         if self._line is not None:
             self._leave_loop(self._line)
 

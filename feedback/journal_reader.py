@@ -48,6 +48,7 @@ from feedback.segments import (
 log = structlog.get_logger()
 
 CHUNK_BYTES = 1024 * 1024
+FIRST_BYTES = 16 * 1024
 MANY = 1_000_000
 KEPT_FILES = 2
 """Drained segments that a living journal gets back to write on."""
@@ -75,17 +76,33 @@ def _header_by_salt(descriptor: int, number: int, after: int) -> Header | None:
 
 
 def read_on(descriptor: int, place: Position, limit: int) -> tuple[list[Frame], Position]:
-    """The whole frames from a place on, at most `limit` and about `CHUNK_BYTES`, and the place behind them."""
+    """The whole frames from a place on, at most `limit` and about `CHUNK_BYTES`, and the place behind them.
+
+    Reads more only while frames fill what it has read: behind the newest stand zeros that only the disk has.
+    """
     head = os.pread(descriptor, FRAME.size, place.offset)
     size = frame_size(head, 0, place.salt, place.seq)
     left = os.fstat(descriptor).st_size - place.offset
+    frames: list[Frame] = []
     if not 0 < size <= left:
-        return [], place
-    data = os.pread(descriptor, max(CHUNK_BYTES, size), place.offset)
-    frames, n_bytes, _ = scan_frames(data, place.salt, place.seq, limit)
-    if not frames:
-        return [], place
-    return frames, place._replace(offset=place.offset + n_bytes, seq=frames[-1].seq)
+        return frames, place
+    enough, n_asked = place.offset + CHUNK_BYTES, max(FIRST_BYTES, size)
+    is_cut = True
+    while is_cut and len(frames) < limit and place.offset < enough:
+        data = os.pread(descriptor, n_asked, place.offset)
+        found, n_bytes, n_missing = scan_frames(data, place.salt, place.seq, limit - len(frames))
+        frames += found
+        if found:
+            place = place._replace(offset=place.offset + n_bytes, seq=found[-1].seq)
+        is_cut = bool(found) and (n_missing > 0 or len(data) - n_bytes < SALT_BYTES)
+        n_asked = min(4 * n_asked, CHUNK_BYTES)
+    return frames, place
+
+
+def _without_reading_ahead(descriptor: int) -> None:
+    """What the system would read ahead is zeros that nobody wants."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
 
 
 def behind_damage(descriptor: int, place: Position) -> Position | None:
@@ -269,6 +286,7 @@ class JournalReader:
     def _take_from(self, number: int, limit: int, *, is_last: bool) -> tuple[list[Frame], bool]:
         """Frames of one segment, or whether there will never be more of them."""
         with opened(segment_path(self.directory, number)) as descriptor:
+            _without_reading_ahead(descriptor)
             frames = self._read(descriptor, number, limit)
             if frames or (is_last and not is_abandoned(self.directory)):
                 return frames, False

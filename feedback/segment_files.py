@@ -37,7 +37,7 @@ SUFFIX = ".segment"
 LOCK, SPARE, POSITION = "lock", "spare", "position"
 FREE, USED = "free-", "used-"
 PAGE_BYTES = 4096
-ZEROS = memoryview(mmap.mmap(-1, 1024 * 1024))
+ZEROS = memoryview(mmap.mmap(-1, 1024 * 1024, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ))
 """Files are filled in steps of this, each on disk before the next, so that records never wait behind a long flush. It
 begins where a page does, as writes past the page cache must."""
 DIRECT: int = getattr(os, "O_DIRECT", 0)
@@ -217,13 +217,14 @@ def begin_segment(directory: Path, header: Header) -> int:
     """
     path = segment_path(directory, header.number)
     packed = pack_header(header)
+    n_page = max(len(packed), min(PAGE_BYTES, header.n_bytes))  # Whole, as in `_fill_past_cache`.
     with suppress(FileNotFoundError):
         (directory / SPARE).rename(path)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             sync_directory(directory)
-            write_durably(descriptor, [packed], len(packed), 0)
+            write_durably(descriptor, [packed.ljust(n_page, b"\0")], n_page, 0)
         except OSError:
             os.close(descriptor)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
@@ -226,6 +227,31 @@ async def test_a_living_journal_is_read_up_to_its_end(tmp_path: Path) -> None:
         assert reader.take(10) == []
         if turn % 3 == 0:
             reader.commit()
+    journal.close()
+
+
+async def test_a_batch_is_read_whole_and_of_the_zeros_behind_it_next_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those zeros are on the disk alone, and to read them costs what writing past the page cache has saved."""
+    journal = open_journal(tmp_path / "j", segment_bytes=2 * 1024**2)
+    assert all(await keep_all(journal, names(0, 100), size=3_000))
+    assert all(await keep_all(journal, names(100, 110), size=40_000))
+    asked: list[int] = []
+    really_read = os.pread
+
+    def read(descriptor: int, n_bytes: int, offset: int) -> bytes:
+        asked.append(n_bytes)
+        return really_read(descriptor, n_bytes, offset)
+
+    reader = JournalReader(tmp_path / "j")
+    assert [frame.meta for frame in reader.take(105)] == names(0, 105)
+    assert [frame.meta for frame in reader.take(105)] == names(105, 110)
+    assert all(await keep_all(journal, [b"one more"]))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", read)
+        assert [frame.meta for frame in reader.take(105)] == [b"one more"]
+    assert sum(asked) < 32 * 1024
     journal.close()
 
 
