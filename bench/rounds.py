@@ -72,8 +72,9 @@ SAMPLES = 4
 JUDGED_SAMPLES = 8
 JUDGE_SEED = 1000
 """Far from every seed of a season: what passed the gate by luck has to do without it here."""
-NOISE_Z = 2.326
-"""One-sided, 99 % for a round: over five of them noise alone is taken for a fall in one run of twenty."""
+NOISE_Z = 2.97
+"""One-sided: with three seeds there are 33 comparisons (thumbs and refusal in five rounds, and refusal over all), and
+noise alone shall be taken for a fall in no more than one run of twenty."""
 ORIGINAL_POINTS = 0.01
 LIMITS = RebaseSettings(every_rounds=3, max_kl=0.08, max_weight_change=0.25)
 """The practice model answers in a few fixed phrases, so that little divergence is much; and its learning rate is a
@@ -484,8 +485,8 @@ def problems_of(arms: Sequence[ArmOutcome]) -> list[str]:
     """What did not come out as it should."""
     kept, bare = arms[:2]
     problems = [f"kept: {each.text}: {each.worst}" for each in promises_of(kept) if not each.is_kept]
-    if not any(each.is_published for each in kept.rounds):
-        problems.append("kept: nothing was ever published")
+    if not any(each.is_published for each in kept.rounds[1:]):
+        problems.append("kept: nothing was published after the first round")
     forgets = [each for each in promises_of(bare)[1:3] if not each.is_kept]
     if not forgets:
         problems.append("bare: neither refusals nor the original hold-out were forgotten")
@@ -525,21 +526,24 @@ def main() -> None:
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         under_way = [[pool.submit(run_arm, plan, name) for name in names] for plan in plans]
         for plan, arms in zip(plans, under_way, strict=True):
-            problems += report(plan, [arm.result() for arm in arms], time.monotonic() - started)
+            problems += report(plan, [arm.result() for arm in arms])
+    print(f"{time.monotonic() - started:.0f} s")
     for problem in problems:
         print(f"broken: {problem}")
     raise SystemExit(bool(problems))
 
 
-def report(plan: Plan, arms: Sequence[ArmOutcome], seconds: float) -> list[str]:
+def report(plan: Plan, arms: Sequence[ArmOutcome]) -> list[str]:
     """Show what came of a seed and write it down; returns what did not come out as it should."""
     print(f"seed {plan.seed}")
     show(arms, Console(width=190))
+    seconds = sum(each.seconds for arm in arms for each in arm.rounds)
     tree = tree_of(arms, users=plan.users, seed=plan.seed, seconds=seconds)
     page, data = (OUT / f"rounds-{plan.seed}.{kind}" for kind in ("html", "json"))
     data.write_text(json.dumps(tree, indent=2))
     page.write_text(render(tree))
-    print(f"{seconds:.0f} s; {data}, {page}", flush=True)
+    n_published = sum(each.is_published for each in arms[0].rounds)
+    print(f"{n_published} of {plan.rounds} kept rounds published; {data}, {page}", flush=True)
     return [f"seed {plan.seed}, {problem}" for problem in tree["problems"]]
 
 
