@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from feedback.erasure import Removed, is_letter_of, is_pair_of, people_in_letter, people_of_pair
 from feedback.judged.verdict_store import verdicts_on
 from feedback.store import NO_PAIR_TEXT, NO_TEXT
+from feedback.text_lock import hold_off_mining
 from feedback.tombstones import ERASED_UNIT, Erased, Owner, Person
 from pawl import registry
 from pawl.database import Database
@@ -80,7 +81,7 @@ def drop_what_hangs_on(connection: sa.Connection, ids: Sequence[str]) -> Removed
 
 
 def lock_in_order(connection: sa.Connection, column: sa.Column[str], ids: Sequence[str]) -> None:
-    """Lock rows in the order of their ids, as mining does: in any other order two could wait for each other.
+    """Lock rows in the order of their ids, as everybody does: in any other order two could wait for each other.
 
     A statement that changes several rows locks them as it comes to them. SQLite has one writer at a time anyhow.
     """
@@ -151,9 +152,10 @@ def _interactions_of(connection: sa.Connection, person: Person, n_rows: int) -> 
 
 
 def _erase(connection: sa.Connection, ids: Sequence[str]) -> Removed | None:
-    """The texts first: a mining pass that holds them ends before, and the pairs that it made of them are seen then."""
+    """A mining pass that holds the texts ends before, and the pairs that it made of them are seen then."""
     if not ids:
         return None
+    hold_off_mining(connection)
     lock_in_order(connection, interactions.c.id, ids)
     _forget_last_counted(connection, ids)
     connection.execute(interactions.update().where(interactions.c.id.in_(ids)).values(**ERASED))
@@ -175,7 +177,10 @@ def _feedback_of(connection: sa.Connection, person: Person, n_rows: int) -> Remo
     f = feedback_events.c
     mine = sa.select(f.id).where(f.user_id == person.user, f.created_at <= person.until, *_key(f, person))
     ids = list(connection.execute(mine.limit(n_rows)).scalars())
-    return Removed(Counter(feedback=_delete(connection, feedback_events, f.id.in_(ids)))) if ids else None
+    if not ids:
+        return None
+    hold_off_mining(connection)  # An edit is a text as well.
+    return Removed(Counter(feedback=_delete(connection, feedback_events, f.id.in_(ids))))
 
 
 def _key(columns: Any, person: Person) -> list[sa.ColumnElement[bool]]:

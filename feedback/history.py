@@ -7,6 +7,7 @@ feedback that was live when `read_history` looked; what comes later waits for th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ from feedback.batches import columns, look_up, names, stream
 from feedback.candidates import MINED_SIGNALS, NAMING_SIGNALS, Answer, Opinion, Said, Served, answer_of, opinion_of
 from feedback.judged.verdict_store import read_verdict_ids
 from feedback.pairs import Texts
+from feedback.part_work import Workplace
 from feedback.partitions import NOBODY, History, Ids
 from feedback.stored_json import read_json
+from feedback.text_lock import hold_off_removal
 from pawl.database import Database
 from pawl.ids import completion_suffix
 from pawl.schema import feedback_events, interactions
@@ -27,19 +30,37 @@ ID, EVENT_ID, CONVERSATION = "S48", "S32", "S64"
 """Types of columns: what they hold is hexadecimal."""
 SOME_CONVERSATION = "?"
 """Of answers that were recorded without one: any two of them might share it."""
+RELATED_IDS = 5000
+"""Looked up in one go, by whoever looks up some."""
 
 
-def read_history(database: Database, alias: str) -> History:
+class Relations(NamedTuple):
+    """Of some interactions, by column."""
+
+    ids: Ids
+    conversations: Ids
+    replaced: Ids
+    """What each was asked again instead of."""
+
+
+def read_history(database: Database, alias: str, place: Workplace | None = None) -> History:
     """The interactions of an alias that live feedback, a verdict or a regeneration touches or names, and those words.
 
     A verdict stands among the events: it is about one of its two answers and names the other.
+
+    Args:
+        place: where interactions are looked up; in this process unless told otherwise.
     """
     said = zip(_live_events(database), read_verdict_ids(database, alias), strict=True)
     events, rated, named = map(np.concatenate, said)
-    second, first = _regenerations(database, alias)
-    wanted = np.unique(np.concatenate([rated, named, second, first]))
-    found, conversations, replaced = _relations(database, alias, wanted[wanted != NOBODY])
-    return History(found, conversations, replaced, events, rated, named)
+    find_by = partial(_find_related, database, place, alias)
+    again = find_by("regenerate_of", _replaced(database))
+    wanted = np.unique(np.concatenate([rated, named, again.replaced]))
+    rest = find_by("id", np.setdiff1d(wanted[wanted != NOBODY], again.ids, assume_unique=True))
+    found = Relations(*map(np.concatenate, zip(again, rest, strict=True)))
+    order = np.argsort(found.ids)
+    found = Relations(*(column[order] for column in found))
+    return History(found.ids, found.conversations, found.replaced, events, rated, named)
 
 
 def count_events(database: Database) -> int:
@@ -65,23 +86,32 @@ def _with_named(row: Sequence[Any]) -> tuple[str, str, str]:
     return event_id, rated, completion_suffix(str(read_json(value))) or ""
 
 
-def _regenerations(database: Database, alias: str) -> list[Ids]:
+def _replaced(database: Database) -> Ids:
+    """What was asked again, of every alias: read from the index alone."""
     i = interactions.c
     # Not `is_not(None)`: for that SQLite would read the whole table, for this it walks the index.
-    query = sa.select(i.id, i.regenerate_of).where(i.alias == alias, i.regenerate_of > "")
+    query = sa.select(i.regenerate_of).where(i.regenerate_of > "")
     with database.read() as connection:
-        return columns(stream(connection, query), (ID, ID))
+        (found,) = columns(stream(connection, query), (ID,))
+    return np.unique(found)
 
 
-def _relations(database: Database, alias: str, wanted: Ids) -> list[Ids]:
-    """Ids, conversations and replaced interactions of those of `wanted` that are the alias's, by id."""
+def _find_related(database: Database, place: Workplace | None, alias: str, column: str, wanted: Ids) -> Relations:
+    """The interactions of an alias that have one of these in a column, in any order."""
+    if place is None or len(wanted) <= RELATED_IDS:
+        return related(database, wanted, alias=alias, column=column)
+    lots = (wanted[start : start + RELATED_IDS] for start in range(0, len(wanted), RELATED_IDS))
+    found = place.each(partial(related, alias=alias, column=column), lots)
+    return Relations(*map(np.concatenate, zip(*found, strict=True)))
+
+
+def related(database: Database, wanted: Ids, *, alias: str, column: str) -> Relations:
+    """The same for some of them."""
     i = interactions.c
     conversation = sa.case((i.is_stored, sa.func.coalesce(i.prompt_sha, SOME_CONVERSATION)), else_="")
     query = sa.select(i.id, conversation, sa.func.coalesce(i.regenerate_of, "")).where(i.alias == alias)
     with database.read() as connection:
-        found = columns(look_up(connection, query, i.id, names(wanted)), (ID, CONVERSATION, ID))
-    order = np.argsort(found[0])
-    return [column[order] for column in found]
+        return Relations(*columns(look_up(connection, query, i[column], names(wanted)), (ID, CONVERSATION, ID)))
 
 
 class StoredTexts(NamedTuple):
@@ -161,12 +191,13 @@ def read_stored_texts(connection: sa.Connection, ids: Sequence[str]) -> dict[str
 
 
 def hold_texts(connection: sa.Connection, ids: Sequence[str]) -> set[str]:
-    """Which of these interactions have texts; until the transaction ends nobody can erase them.
+    """Which of these interactions have texts; until the transaction ends nobody can remove those.
 
-    Whoever wants to waits, and then finds what was made of them. SQLite has one writer at a time anyhow.
+    Comes before anything else in a transaction: see `text_lock`.
     """
+    hold_off_removal(connection)
     i = interactions.c
-    query = sa.select(i.id).where(_has_texts()).order_by(i.id).with_for_update(read=True)
+    query = sa.select(i.id).where(_has_texts())
     return {row.id for rows in look_up(connection, query, i.id, ids) for row in rows}
 
 

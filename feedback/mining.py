@@ -101,7 +101,7 @@ def mine_alias(
     place.expect(work, count_events(database) // part_rows)
     everything = read_stored_pairs(database, alias)
     stored, similar = everything.not_made_of(Source.SIMILAR_THUMBS), everything.made_of(Source.SIMILAR_THUMBS)
-    history = read_history(database, alias)
+    history = read_history(database, alias, place)
     tasks = (PartTask(part, stored.about(part.interactions)) for part in cut(history, part_rows))
     mined = list(place.each(work, tasks))
     alone = [ballot for one in mined for ballot in one.alone]
@@ -133,7 +133,7 @@ def unpaired_examples(
 ) -> tuple[UnpairedExample, ...]:
     """Thumbs without a partner, for training on single ratings; by id."""
     place = place or Here(database)
-    parts = cut(read_history(database, alias), part_rows)
+    parts = cut(read_history(database, alias, place), part_rows)
     found = list(chain.from_iterable(place.each(unpaired_in_part, parts)))
     alone = {ballot.answer.id for ballot in _match(database, place, [one.ballot for one in found], similarity).alone}
     examples = [one.example for one in found if one.ballot.answer.id in alone]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -28,6 +29,10 @@ AHEAD = 2
 """Parts that wait for a process, so that none waits for a part."""
 FEW_COLLECTIONS = (50_000, 50, 50)
 """Rows and messages by the thousand have no cycles, and to look for some in them takes a seventh of the time."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
+KEPT_BLOCK_BYTES = 1 << 25
+"""The largest that glibc takes for the second; for the first it takes twice that by itself, once so much was freed."""
 
 
 @contextmanager
@@ -39,6 +44,17 @@ def few_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+def keep_freed_memory() -> None:
+    """From here on as if this process had freed something very large before.
+
+    At first glibc hands back whatever is freed, and then for every part gets it anew, zeroed: a fourteenth of the time.
+    Other C libraries have nothing to be told.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK_BYTES)
+        mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BLOCK_BYTES)
 
 
 class Processes:
@@ -132,6 +148,7 @@ def _begin(settings: DatabaseSettings) -> None:
     """Once in every process, before its first part."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Who is interrupted is the parent: it ends this process.
     gc.set_threshold(*FEW_COLLECTIONS)
+    keep_freed_memory()
     Thread(target=_leave_with_parent, daemon=True).start()
     _databases[:] = [open_database(settings, reads_much=True)]
 

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from feedback.erasure_store import NO_PAIR, lock_in_order
 from feedback.judged.verdict_store import verdicts_on
+from feedback.text_lock import hold_off_mining
 from pawl.database import Database
 from pawl.schema import dead_letters, feedback_events, interactions, judge_verdicts, pairs, scores, shadow_answers
 
@@ -75,6 +76,7 @@ def _old_interactions(connection: sa.Connection, before: float, n_rows: int) -> 
     ids = connection.execute(query).scalars().all()
     if not ids:
         return Counter()
+    hold_off_mining(connection)
     lock_in_order(connection, i.id, ids)
     return Counter(
         feedback=_delete(connection, feedback_events.c.interaction_id, ids),

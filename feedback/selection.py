@@ -84,16 +84,17 @@ def select_pairs(database: Database, alias: str, rules: Rules, now: float, place
     The same as `filter_pairs` on those that are new and on the earlier ones, and `defend` on what both keep.
 
     Args:
-        place: where the texts are read; in this process unless told otherwise. The rules go there.
+        place: where texts are read and principals looked up; in this process unless told otherwise. The rules go there.
 
     Raises:
         ConfigurationError: the list of those who opted out cannot be read.
     """
     work = partial(look_at, rules=rules, out=opted_out(rules.filters))
-    looked = sorted((place or Here(database)).each(work, _lots(read_pair_ids(database, alias))))
+    place = place or Here(database)
+    looked = sorted(place.each(work, _lots(read_pair_ids(database, alias))))
     new = _sifted(database, [each.new for each in looked], rules.filters)
     earlier = _sifted(database, [each.earlier for each in looked], rules.filters)
-    judged = _judged(database, alias, [each.gathered for each in looked], {*new.kept, *earlier.kept}, rules, now)
+    judged = _judged(database, alias, [each.gathered for each in looked], {*new.kept, *earlier.kept}, rules, now, place)
     accepted = frozenset(judged.accepted)
     return Selected(
         tuple(each for each in new.kept if each in accepted),
@@ -127,12 +128,18 @@ def _sifted(database: Database, examined: Sequence[Examined], filters: FilterSet
 
 
 def _judged(
-    database: Database, alias: str, gathered: Sequence[Gathered], kept: Collection[str], rules: Rules, now: float
+    database: Database,
+    alias: str,
+    gathered: Sequence[Gathered],
+    kept: Collection[str],
+    rules: Rules,
+    now: float,
+    place: Workplace,
 ) -> Judged:
     is_kept = np.array([one.id in kept for each in gathered for one in each.known], bool)
     evidence = evidence_of(gathered, _clusterer(rules), is_kept)
     principals = {each for pair in evidence.pairs for each in pair.principals}
-    return judge_all(evidence, side_tables(database, alias, principals, now), rules.defence)
+    return judge_all(evidence, side_tables(database, alias, principals, now, place), rules.defence)
 
 
 def _clusterer(rules: Rules) -> LexicalClusterer:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from feedback.interactions import FeedbackEvent, Interaction, Status
 from feedback.pairs import PreferencePair
+from feedback.text_lock import hold_off_mining
 from pawl.database import Database
 from pawl.schema import dead_letters, feedback_events, interactions, judge_verdicts, pairs, scores, shadow_answers
 
@@ -187,6 +188,7 @@ def delete_texts(database: Database, interaction_id: str, otherwise: Mapping[str
             where their id is new, so what comes late finds this one and is dropped.
     """
     with database.write() as connection:
+        hold_off_mining(connection)
         deleted = _clear(connection, interaction_id)
         if not deleted and not database.insert_new(connection, interactions, [{**otherwise, **NO_TEXT}]):
             deleted = _clear(connection, interaction_id)  # It arrived in this moment, or was deleted before.

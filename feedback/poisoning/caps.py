@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from feedback.poisoning.evidence import Evidence
@@ -65,12 +66,13 @@ def _over_counts(
         Reason.PRINCIPAL_CAP: caps.per_principal,
         Reason.PROMPT_CAP: caps.per_prompt,
     }
+    names_of = _crowded_names({index: list(_counted(evidence, index, who)) for index in (*candidates, *given)}, limits)
     taken: defaultdict[Name, deque[float]] = defaultdict(deque)
     is_given = set(given)
     refused: dict[int, Reason] = {}
-    for index in sorted([*candidates, *given], key=lambda index: _turn(evidence, index)):
+    for index in sorted(names_of, key=lambda index: _turn(evidence, index)):
         at = evidence.pairs[index].created_at
-        names = list(_counted(evidence, index, who))
+        names = names_of[index]
         full = next((name[0] for name in names if _n_within(taken[name], at - caps.window_s) >= limits[name[0]]), None)
         if full is not None and index not in is_given:
             refused[index] = full
@@ -78,6 +80,14 @@ def _over_counts(
         for name in names:
             taken[name].append(at)
     return refused
+
+
+def _crowded_names(names_of: Mapping[int, list[Name]], limits: Mapping[Reason, int]) -> dict[int, list[Name]]:
+    """Of each pair that may find no room, the names that are on more pairs than there is room for: few are."""
+    n_pairs = Counter(chain.from_iterable(names_of.values()))
+    crowded = {name for name, n in n_pairs.items() if n > limits[name[0]]}
+    found = ((index, [name for name in names if name in crowded]) for index, names in names_of.items())
+    return {index: names for index, names in found if names}
 
 
 def _draw(purpose: str, pair_id: str) -> bytes:
@@ -116,11 +126,12 @@ def _over_shares(
     queue = sorted(candidates, key=lambda index: _draw("share", evidence.pairs[index].id))
     share = _key_share(evidence, who, caps)
     size = _attainable_size(evidence, [*queue, *given], who, share)
+    names_of = {index: list(_shared(evidence.pairs[index].principals, who)) for index in (*queue, *given)}
     refused: dict[int, Reason] = {}
     while True:
         bounds = Bounds(max(caps.per_principal, int(caps.principal_share * size)), int(share * size))
         kept = [index for index in queue if index not in refused]
-        refused |= _over_bounds(evidence, kept, given, who, bounds)
+        refused |= _over_bounds(names_of, kept, given, bounds)
         left = len(queue) + len(given) - len(refused)
         if left >= size:
             return refused
@@ -147,13 +158,14 @@ def _first_key(principals: Collection[str], who: Identities) -> object:
 
 
 def _over_bounds(
-    evidence: Evidence, queue: Sequence[int], given: Sequence[int], who: Identities, bounds: Bounds
+    names_of: Mapping[int, list[Name]], queue: Sequence[int], given: Sequence[int], bounds: Bounds
 ) -> dict[int, Reason]:
     limits = {Reason.PRINCIPAL_CAP: bounds.per_principal, Reason.KEY_CAP: bounds.per_key}
-    taken = Counter(name for index in given for name in _shared(evidence.pairs[index].principals, who))
+    crowded = _crowded_names({index: names_of[index] for index in (*queue, *given)}, limits)
+    taken = Counter(name for index in given for name in crowded.get(index, ()))
     refused: dict[int, Reason] = {}
     for index in queue:
-        names = list(_shared(evidence.pairs[index].principals, who))
+        names = crowded.get(index, [])
         full = next((name[0] for name in names if taken[name] >= limits[name[0]]), None)
         if full is None:
             taken.update(names)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from feedback.batches import look_up
 from feedback.pairs import PreferencePair, UnpairedExample
+from feedback.part_work import Here, Workplace
 from feedback.poisoning.defence import Defended, SideTables, defend
 from feedback.poisoning.identities import key_of
 from feedback.poisoning.singles import DefendedSingles, defend_singles
@@ -23,6 +26,8 @@ from pawl.schema import interactions, pair_reviews, pairs
 from pawl.settings import DefenceSettings
 
 LOOKED_UP = 500
+USERS_AT_ONCE = 2000
+"""Looked up in one go, by whoever looks up some."""
 
 
 class Decision(StrEnum):
@@ -55,9 +60,15 @@ def defend_stored(
     return defend(found, side_tables(database, alias, principals, now), settings)
 
 
-def side_tables(database: Database, alias: str, principals: Iterable[str], now: float) -> SideTables:
-    """What the database knows of an alias's pairs, and of who is behind them."""
-    return SideTables(now, first_seen(database, principals), load_decisions(database, alias))
+def side_tables(
+    database: Database, alias: str, principals: Iterable[str], now: float, place: Workplace | None = None
+) -> SideTables:
+    """What the database knows of an alias's pairs, and of who is behind them.
+
+    Args:
+        place: where principals are looked up; in this process unless told otherwise.
+    """
+    return SideTables(now, first_seen(database, principals, place), load_decisions(database, alias))
 
 
 def defend_stored_singles(
@@ -68,21 +79,35 @@ def defend_stored_singles(
     return defend_singles(found, SideTables(now, seen), settings)
 
 
-def first_seen(database: Database, principals: Iterable[str]) -> dict[str, float]:
+def first_seen(database: Database, principals: Iterable[str], place: Workplace | None = None) -> dict[str, float]:
     """When each of these principals was first served: looked up by index, never a walk through the history."""
-    i = interactions.c
-    earliest = sa.select(i.key_id, i.user_id, sa.func.min(i.created_at)).group_by(i.key_id, i.user_id)
     wanted = sorted(set(principals))
-    named = sorted({principal.removeprefix(f"{key_of(principal)}/") for principal in wanted} - {""})
-    nobodies = any(principal.endswith("/") for principal in wanted)
-    conditions = [i.user_id.in_(batch) for batch in _batched(named)] + [i.user_id.is_(None)] * nobodies
+    users = sorted({principal.removeprefix(f"{key_of(principal)}/") for principal in wanted} - {""})
+    lots = (users[start : start + USERS_AT_ONCE] for start in range(0, len(users), USERS_AT_ONCE))
+    of_keys = _came_without_name(database) if any(principal.endswith("/") for principal in wanted) else []
     seen: dict[str, float] = {}
-    with database.read() as connection:
-        for condition in conditions:
-            for key_id, user_id, at in connection.execute(earliest.where(condition)):
-                principal = f"{key_id}/{user_id or ''}"
-                seen[principal] = min(at, seen.get(principal, at))
+    for principal, at in chain(of_keys, *(place or Here(database)).each(came, lots)):
+        seen[principal] = min(at, seen.get(principal, at))
     return {principal: seen[principal] for principal in wanted if principal in seen}
+
+
+def came(database: Database, users: Sequence[str]) -> list[tuple[str, float]]:
+    """The principals of these names, and when each was first served."""
+    with database.read() as connection:
+        found = look_up(connection, _earliest(), interactions.c.user_id, users)
+        return [(f"{row.key_id}/{row.user_id}", row.at) for rows in found for row in rows]
+
+
+def _came_without_name(database: Database) -> list[tuple[str, float]]:
+    """The same of those who gave a key only."""
+    with database.read() as connection:
+        rows = connection.execute(_earliest().where(interactions.c.user_id.is_(None)))
+        return [(f"{row.key_id}/", row.at) for row in rows]
+
+
+def _earliest() -> sa.Select[Any]:
+    i = interactions.c
+    return sa.select(i.key_id, i.user_id, sa.func.min(i.created_at).label("at")).group_by(i.key_id, i.user_id)
 
 
 def load_decisions(database: Database, alias: str) -> dict[str, bool]:

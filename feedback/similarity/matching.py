@@ -90,10 +90,13 @@ def _by_conversation(ballots: Iterable[Ballot]) -> list[_Asked]:
     found: defaultdict[bytes, list[Ballot]] = defaultdict(list)
     for ballot in ballots:
         found[ballot.answer.conversation].append(ballot)
-    return [
-        _Asked(sorted(found[conversation], key=lambda ballot: digest("match", ballot.answer.id)))
-        for conversation in sorted(found)
-    ]
+    return [_Asked(_in_drawn_order(found[conversation])) for conversation in sorted(found)]
+
+
+def _in_drawn_order(ballots: list[Ballot]) -> list[Ballot]:
+    if len(ballots) == 1:  # As most are, and a draw takes longer than all the rest.
+        return ballots
+    return sorted(ballots, key=lambda ballot: digest("match", ballot.answer.id))
 
 
 def _edges(asked: Sequence[_Asked], settings: ReadSettings, read: ReadQuestions, similarity: Similarity) -> Edges:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 import structlog
 
-from ab_testing.rollout_store import running_rollout
-from ab_testing.shadow_store import running_shadow
 from pawl.cli.selecting import counts_shown
 from pawl.clock import now
 from pawl.database import Database
@@ -28,6 +26,9 @@ def decide_now(database: Database, settings: Settings, alias: str, n_new: int, l
         n_new: pairs it could train on.
         left_out: pairs that are not trained on, by reason.
     """
+    from ab_testing.rollout_store import running_rollout
+    from ab_testing.shadow_store import running_shadow
+
     last = max((run.created_at for run in list_runs(database, alias)), default=None)
     unfinished, rollout = unfinished_run(database, alias), running_rollout(database, alias)
     open_trial = rollout or running_shadow(database, alias)

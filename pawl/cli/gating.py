@@ -11,7 +11,6 @@ import structlog
 import typer
 
 from pawl import leases
-from pawl.cli.adapter_keeper import asking_lease, desired_of
 from pawl.cli.context import JsonFlag, current_database, current_settings, print_fields
 from pawl.clock import now
 from pawl.database import Database
@@ -133,6 +132,8 @@ def _served(database: Database, settings: Settings, plan: EvaluationPlan) -> Ite
     Raises:
         NegativeVerdict: another evaluation has one of them.
     """
+    from pawl.cli.adapter_keeper import asking_lease
+
     adapters = [(one.name, one.adapter) for one in (plan.parent, plan.candidate) if one.adapter is not None]
     rank, ttl_s, holder = settings.engine.max_lora_rank, settings.worker.lease_s, leases.this_process()
     with closing(Engine(plan.engine_url)) as engine, ExitStack() as stack:
@@ -148,6 +149,8 @@ def _served(database: Database, settings: Settings, plan: EvaluationPlan) -> Ite
 
 def _unload_unless_wanted(database: Database, settings: Settings, engine: Engine, name: str) -> None:
     """A rollout may have begun on it, or it was promoted."""
+    from pawl.cli.adapter_keeper import desired_of
+
     serving = settings.serving
     aliases = [alias for alias, served in serving.models.items() if engine.url in _addresses(served)]
     wanted = {one.name for alias in aliases for one in desired_of(database, serving, alias, now()).wanted}

@@ -43,7 +43,8 @@ def mining_place(settings: Settings, on: Place | None = None) -> Iterator[Workpl
 
         yield OnRay(settings.database, os.environ.get("RAY_ADDRESS") or LOCAL, n)
         return
-    from feedback.part_workers import Processes, few_collections
+    from feedback.part_workers import Processes, few_collections, keep_freed_memory
 
+    keep_freed_memory()
     with few_collections(), Processes(settings.database, n or usable_cores()) as place:
         yield place

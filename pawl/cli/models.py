@@ -14,7 +14,6 @@ import typer
 
 from pawl.adapter_files import verify_adapter
 from pawl.audit import AuditEvent, latest_events
-from pawl.cli.adapter_keeper import desired_of, drain_s, is_rested
 from pawl.cli.context import (
     JsonFlag,
     chosen_alias,
@@ -148,6 +147,8 @@ def models_verify(
 
 
 def _wanted(database: Database, settings: Settings) -> list[Model]:
+    from pawl.cli.adapter_keeper import desired_of
+
     serving = settings.serving
     names = [one.name for alias in serving.models for one in desired_of(database, serving, alias, now()).wanted]
     return [get_model(database, name) for name in dict.fromkeys(names)]
@@ -236,6 +237,8 @@ def prunable(database: Database, settings: Settings, before: float) -> Iterator[
     Raises:
         PawlError: an engine does not tell what it has loaded. It dies if the files of that go.
     """
+    from pawl.cli.adapter_keeper import desired_of, drain_s, is_rested
+
     serving = settings.serving
     found = [model for alias in serving.models for model in list_models(database, alias)]
     needed = {one.name for alias in serving.models for one in desired_of(database, serving, alias, now()).wanted}

@@ -1,4 +1,4 @@
-"""Whoever removes rows and whoever mines them lock them in one order, so neither waits for the other for ever."""
+"""Whoever removes rows and whoever judges them lock them in one order, so neither waits for the other for ever."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from feedback.history import hold_texts
 from feedback.retention import Limits, prune
 from feedback.tombstones import Subject
 from pawl.database import Database, open_database
+from pawl.schema import interactions
 from pawl.settings import DatabaseSettings
 from tests.feedback.people import eraser
 from tests.pawl.records import interaction_id, save, served
@@ -33,7 +33,7 @@ def erase_ann(database: Database, directory: Path) -> None:
 
 
 @pytest.mark.parametrize("remove", [forget_everything, erase_ann])
-def test_mining_and_removal_of_the_same_rows_both_end(
+def test_judging_and_removal_of_the_same_rows_both_end(
     postgresql: PostgreSQL, postgresql_template: str, tmp_path: Path, remove: Callable[[Database, Path], None]
 ) -> None:
     """The rows lie in the table in the other order, in which a plain statement would lock them."""
@@ -51,14 +51,20 @@ def test_mining_and_removal_of_the_same_rows_both_end(
 
     remover = threading.Thread(target=go)
     with database.write() as connection:
-        assert hold_texts(connection, [FIRST]) == {FIRST}
+        hold_row(connection, FIRST)
         remover.start()
         eventually(lambda: waits_for_a_lock(database) or not remover.is_alive(), within_s=60)
-        assert hold_texts(connection, [LAST]) == {LAST}
+        hold_row(connection, LAST)
     remover.join(60)
     assert not remover.is_alive()
     assert failures == []
     database.close()
+
+
+def hold_row(connection: sa.Connection, row_id: str) -> None:
+    """What a judge holds of both answers until the verdict is there."""
+    query = sa.select(interactions.c.id).where(interactions.c.id == row_id).with_for_update(read=True)
+    assert connection.execute(query).scalars().all() == [row_id]
 
 
 def waits_for_a_lock(database: Database) -> bool:

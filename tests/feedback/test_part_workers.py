@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,23 @@ def test_parts_are_taken_as_they_are_needed_and_errors_come_back(sqlite_processe
 def test_few_parts_are_done_here(sqlite_processes: Processes) -> None:
     done = list(sqlite_processes.each(part_deeds.tell_process, parts(2)))
     assert done == [("0", os.getpid()), ("1", os.getpid())]
+
+
+KEEPING = """
+from feedback.part_workers import keep_freed_memory
+def resident(): return int(open("/proc/self/statm").read().split()[1])
+keep_freed_memory()
+held = [bytearray(b"x" * (1 << 20)) for _ in range(32)]
+n_held = resident()
+held.clear()
+print(n_held - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_what_a_part_frees_is_there_for_the_next() -> None:
+    found = subprocess.run([sys.executable, "-c", KEEPING], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 32 * 256 / 4  # Pages of 4 KB; of the 32 MB all would be handed back.
 
 
 def test_a_process_that_is_killed_is_an_error(sqlite_processes: Processes) -> None:

@@ -110,6 +110,13 @@ def test_the_import_chain_of_pawl_serve_is_light() -> None:
     assert result.stdout.strip() == ""
 
 
+def test_the_command_line_does_not_wait_for_what_few_commands_need() -> None:
+    """SciPy takes a third of a second to load."""
+    command = [sys.executable, "-c", "import sys, pawl.cli.main; print('scipy' in sys.modules)"]
+    result = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
+    assert result.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("module", [module for module in SOURCES if module.partition(".")[0] in LIGHT])
 def test_no_file_imports_what_is_heavy(module: str) -> None:
     tree = ast.parse(SOURCES[module].read_text())
