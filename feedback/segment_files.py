@@ -184,8 +184,8 @@ def fill_with_zeros(path: Path, n_bytes: int, *, goes_on: Callable[[], bool] = l
 def _fill_past_cache(path: Path, n_bytes: int, *, goes_on: Callable[[], bool]) -> int:
     """Fill a file's whole pages without a copy of each in the page cache; return how far that went.
 
-    The copies are what a fill costs: 24 of 27 microseconds of processor time for the 17 KB that a long stream's record
-    takes. Whoever writes a part of such a page must write the rest of it too, or the disk is read first.
+    The copies cost the processor more than the records that are written over them later. Whoever writes a part of such
+    a page must write the rest of it too, or the disk is read first.
     """
     whole = n_bytes - n_bytes % PAGE_BYTES if DIRECT else 0
     try:
