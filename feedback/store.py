@@ -176,6 +176,8 @@ NO_TEXT: Mapping[str, Any] = {
 NO_PAIR_TEXT: Mapping[str, Any] = {"prompt": "[]", "chosen": "{}", "rejected": "{}", "tools": None}
 """A pair of which the lineage stays: what it was made from, and the run that learned from it."""
 TEXT_FEEDBACK = ("edit", "comment")
+PATIENCE_S = 2
+"""A client waits, and one of the gateway's few connections with it: better that it asks again."""
 
 
 def delete_texts(database: Database, interaction_id: str, otherwise: Mapping[str, Any]) -> bool:
@@ -188,7 +190,7 @@ def delete_texts(database: Database, interaction_id: str, otherwise: Mapping[str
             where their id is new, so what comes late finds this one and is dropped.
     """
     with database.write() as connection:
-        hold_off_mining(connection)
+        hold_off_mining(connection, PATIENCE_S)
         deleted = _clear(connection, interaction_id)
         if not deleted and not database.insert_new(connection, interactions, [{**otherwise, **NO_TEXT}]):
             deleted = _clear(connection, interaction_id)  # It arrived in this moment, or was deleted before.

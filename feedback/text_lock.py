@@ -16,18 +16,29 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 TEXT_LOCK = 4471902683
+MINER_PATIENCE_S = 100
+"""A pass that runs unattended must not end because an erasure takes its time; less than any statement may take."""
 
 
 def hold_off_removal(connection: sa.Connection) -> None:
     """Until this transaction ends no text of an interaction goes; who wants to remove some then sees what it added."""
-    _lock(connection, f"SELECT pg_advisory_xact_lock_shared({TEXT_LOCK})")
+    _lock(connection, f"SELECT pg_advisory_xact_lock_shared({TEXT_LOCK})", MINER_PATIENCE_S)
 
 
-def hold_off_mining(connection: sa.Connection) -> None:
-    """Until this transaction ends no pair is added; those of whoever was at it are there to be seen."""
-    _lock(connection, f"SELECT pg_advisory_xact_lock({TEXT_LOCK})")
+def hold_off_mining(connection: sa.Connection, patience_s: int | None = None) -> None:
+    """Until this transaction ends no pair is added; those of whoever was at it are there to be seen.
+
+    Args:
+        patience_s: None: as long as for any lock.
+    """
+    _lock(connection, f"SELECT pg_advisory_xact_lock({TEXT_LOCK})", patience_s)
 
 
-def _lock(connection: sa.Connection, statement: str) -> None:
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql(statement)
+def _lock(connection: sa.Connection, statement: str, patience_s: int | None) -> None:
+    if connection.dialect.name != "postgresql":
+        return
+    if patience_s is not None:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{patience_s}s'")
+    connection.exec_driver_sql(statement)
+    if patience_s is not None:
+        connection.exec_driver_sql("SET LOCAL lock_timeout TO DEFAULT")

@@ -84,9 +84,10 @@ def first_seen(database: Database, principals: Iterable[str], place: Workplace |
     wanted = sorted(set(principals))
     users = sorted({principal.removeprefix(f"{key_of(principal)}/") for principal in wanted} - {""})
     lots = (users[start : start + USERS_AT_ONCE] for start in range(0, len(users), USERS_AT_ONCE))
+    place = place if place is not None and len(users) > USERS_AT_ONCE else Here(database)
     of_keys = _came_without_name(database) if any(principal.endswith("/") for principal in wanted) else []
     seen: dict[str, float] = {}
-    for principal, at in chain(of_keys, *(place or Here(database)).each(came, lots)):
+    for principal, at in chain(of_keys, *place.each(came, lots)):
         seen[principal] = min(at, seen.get(principal, at))
     return {principal: seen[principal] for principal in wanted if principal in seen}
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from feedback.mining import mine_alias
 from feedback.retention import Limits, prune
 from feedback.store import delete_texts, load_pairs
+from feedback.text_lock import MINER_PATIENCE_S, hold_off_removal
 from feedback.tombstones import Subject
 from pawl.database import Database, open_database
 from pawl.settings import DatabaseSettings
@@ -63,8 +64,11 @@ class Beside(threading.Thread):
 
 
 @pytest.fixture
-def url(postgresql: PostgreSQL, postgresql_template: str, tmp_path: Path) -> Iterator[str]:
+def url(
+    postgresql: PostgreSQL, postgresql_template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """Two pairs to be made: of two answers to one question one was liked, and to another question one was bettered."""
+    monkeypatch.setattr("feedback.store.PATIENCE_S", 60)  # On a slow machine two seconds are over before mining is.
     name = "text_lock_" + tmp_path.name.translate(str.maketrans("-[]", "___"))
     url = postgresql.create_database(name, postgresql_template)
     database = open_database(DatabaseSettings(url=url))
@@ -127,3 +131,26 @@ def test_what_is_too_old_stays_until_the_pair_is_there(url: str, tmp_path: Path)
 def test_no_pair_is_added_of_texts_that_are_being_removed(url: str, tmp_path: Path, remove: Deed, last: str) -> None:
     assert do_while_another_comes(remove, last, mine, url, tmp_path)
     assert pairs_left(url) == (1 if remove is delete_completion else 0)
+
+
+def test_a_client_does_not_wait_for_long_and_nothing_is_half_deleted(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feedback.store.PATIENCE_S", 1)
+    database = open_database(DatabaseSettings(url=url))
+    with database.write() as connection:
+        hold_off_removal(connection)
+        with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
+            delete_texts(database, DISLIKED, {})
+    assert delete_texts(database, DISLIKED, {})
+    database.close()
+
+
+def test_a_miner_waits_longer_and_other_locks_as_long_as_ever(url: str) -> None:
+    database = open_database(DatabaseSettings(url=url))
+    asked: list[str] = []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    with database.write() as connection:
+        before = connection.exec_driver_sql("SHOW lock_timeout").scalar_one()
+        hold_off_removal(connection)
+        assert connection.exec_driver_sql("SHOW lock_timeout").scalar_one() == before
+    database.close()
+    assert f"SET LOCAL lock_timeout = '{MINER_PATIENCE_S}s'" in asked
