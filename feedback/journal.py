@@ -144,15 +144,13 @@ class Journal:
         """The last record that is known to be on disk; they are counted from 1."""
         return self._state.kept_seq
 
-    def bind(self, loop: asyncio.AbstractEventLoop, n_under_way: Callable[[], int] | None = None) -> None:
+    def bind(self, loop: asyncio.AbstractEventLoop, n_under_way: Callable[[], int] = _nobody) -> None:
         """The loop that appends, and on which `done` and `on_durable` are called.
 
         Args:
             n_under_way: how many requests may still append, those that wait for the disk included.
         """
-        self._loop = loop
-        if n_under_way is not None:
-            self._n_under_way = n_under_way
+        self._loop, self._n_under_way = loop, n_under_way
         if self._line is not None:
             self._line.attach(loop, self._hear)
 

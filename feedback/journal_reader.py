@@ -49,6 +49,7 @@ log = structlog.get_logger()
 
 CHUNK_BYTES = 1024 * 1024
 FIRST_BYTES = 16 * 1024
+"""Of a batch; four times as much each time that was not enough, up to `CHUNK_BYTES`."""
 MANY = 1_000_000
 KEPT_FILES = 2
 """Drained segments that a living journal gets back to write on."""

@@ -49,7 +49,7 @@ def few_collections() -> Iterator[None]:
 def keep_freed_memory() -> None:
     """From here on as if this process had freed something very large before.
 
-    At first glibc hands back whatever is freed, and then for every part gets it anew, zeroed: a fourteenth of the time.
+    At first glibc hands back whatever is freed, and then for every part gets it anew, zeroed.
     Other C libraries have nothing to be told.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):

@@ -4,8 +4,8 @@ Either works in a transaction: the one looks whether texts are still there and a
 texts and the pairs of them. At the same time neither would see what the other is about to commit.
 
 On PostgreSQL an advisory lock keeps them apart: miners share it, whoever removes texts has it alone and passes the
-miners that come after. To lock the rows would do as well, but is written into them: that made 600 MB of write-ahead log
-of a first pass over a million interactions. SQLite has one writer at a time anyhow.
+miners that come after. To lock the rows would do as well, but is written into each of them, and so into the
+write-ahead log. SQLite has one writer at a time anyhow.
 
 Both take it before they lock any row, so that nobody who holds one waits for it; and in a statement of its own, for a
 statement sees what was committed when it began, not when it was done waiting.
