@@ -25,6 +25,8 @@ from pawl.clock import Clock
 PIPE_BYTES = 1024 * 1024
 """Groups are seldom larger; what does not fit waits here until the writer has taken what does."""
 HEARD_BYTES = 64 * STATE.size
+yield_core: Callable[[], None] = getattr(os, "sched_yield", lambda: None)
+"""To whoever else can run on this core; Python lets go of its lock meanwhile."""
 
 
 @contextmanager
@@ -136,7 +138,9 @@ class ThreadLine:
     """To a thread of this process, which also is its own carrier.
 
     Behind pipes a thread would need the interpreter's lock five times for a group, and each time it has to wait for an
-    event loop that is at work. Here it does so twice: when it is given a group and when the disk has it.
+    event loop that is at work. Here it does so twice: when it is given a group and when the disk has it. The first time
+    the loop hands over the lock and the core: else the write would begin when the loop has nothing left to do, and
+    the core would then stand still for as long as the disk takes.
     """
 
     def __init__(self, plan: Plan, clock: Clock) -> None:
@@ -172,6 +176,7 @@ class ThreadLine:
     def send(self, parts: Sequence[bytes], n_bytes: int, last_seq: int) -> bool:
         """See `Line`."""
         self._groups.put(Handed(parts, n_bytes, last_seq))
+        yield_core()
         return True
 
     def send_rest(self) -> bool:

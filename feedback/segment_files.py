@@ -140,6 +140,18 @@ def write_durably(descriptor: int, parts: Sequence[bytes | memoryview], n_bytes:
         os.fsync(descriptor)
 
 
+def drop_cached(descriptor: int, start: int, end: int) -> None:
+    """Let the page cache forget what the disk has of a file's whole pages before `end`, from the one with `start` on.
+
+    The pages are then free for the next write. Kept until a drain has read them, they would take ever new memory, which
+    the processor has in none of its caches: to fill that can cost it more than all else about a write.
+    """
+    start, end = start - start % PAGE_BYTES, end - end % PAGE_BYTES
+    if end > start and hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+
+
 def make_spare(directory: Path, n_bytes: int, *, goes_on: Callable[[], bool] = lambda: True) -> bool:
     """Have a file of zeros ready: one that the drain handed back, else a new one of `n_bytes` (0: none).
 

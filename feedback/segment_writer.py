@@ -20,6 +20,7 @@ from feedback.segment_files import (
     ZEROS,
     begin_segment,
     bytes_in,
+    drop_cached,
     make_spare,
     read_position,
     segment_numbers,
@@ -146,6 +147,7 @@ class SegmentWriter:
         except OSError as exc:
             self._give_up(exc)
             return False
+        drop_cached(descriptor, self._offset, self._offset + n_bytes)
         self._offset += n_bytes
         self.kept_seq = last_seq
         return True

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from feedback import segment_files
+from feedback import journal_line, segment_files
 from feedback.segment_files import PAGE_BYTES, fill_with_zeros
 from tests.feedback.journals import SEGMENT_BYTES, keep, names_in, open_journal
 from tests.serving.waiting import eventually
@@ -76,3 +76,40 @@ async def test_groups_are_written_to_the_end_of_a_page_but_not_of_the_segment(
     journal.close()
     assert ends == [PAGE_BYTES, 2 * PAGE_BYTES, 3 * PAGE_BYTES, SEGMENT_BYTES - 100]
     assert names_in(tmp_path / "j") == [b"0", b"1", b"2"]
+
+
+async def test_what_the_disk_has_leaves_the_page_cache_in_whole_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page that is not full yet stays: the next group begins in it."""
+    dropped: list[tuple[int, int]] = []
+
+    def advise(_: int, start: int, n_bytes: int, advice: int) -> None:
+        if advice == os.POSIX_FADV_DONTNEED:
+            dropped.append((start, n_bytes))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    journal = open_journal(tmp_path / "j")
+    for number, n_bytes in enumerate((100, 5000, 100, 9000)):
+        assert await keep(journal, b"%d" % number, bytes(n_bytes))
+    journal.close()
+    assert dropped == [(0, PAGE_BYTES), (PAGE_BYTES, 2 * PAGE_BYTES)]
+
+
+async def test_a_thread_gets_the_core_with_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits there until the disk is asked sees it asked."""
+    asked = threading.Event()
+    given: list[bool] = []
+    really_write = os.pwritev
+
+    def write(descriptor: int, parts: Sequence[bytes], offset: int, flags: int) -> int:
+        if threading.current_thread().name == "journal-writer":
+            asked.set()
+        return really_write(descriptor, parts, offset, flags)
+
+    monkeypatch.setattr(os, "pwritev", write)
+    monkeypatch.setattr(journal_line, "yield_core", lambda: given.append(asked.wait(5.0)))
+    journal = open_journal(tmp_path / "j")
+    assert await keep(journal, b"0")
+    journal.close()
+    assert given == [True]
