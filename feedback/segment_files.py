@@ -148,7 +148,7 @@ def drop_cached(descriptor: int, start: int, end: int) -> None:
     """
     start, end = start - start % PAGE_BYTES, end - end % PAGE_BYTES
     if end > start and hasattr(os, "posix_fadvise"):
-        with suppress(OSError):
+        with suppress(OSError):  # It is advice: whoever cannot take it keeps the pages.
             os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
 
 
