@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
 }
 AS_DELIVERED: dict[str, Any] = {"dtype": "bfloat16", "gradient_checkpointing": True}
 """What large models are trained with."""
-SFT = SFTSettings(**SMALL, learning_rate=3e-2, epochs=10, max_length=64, lora_rank=8, lora_alpha=16)
+SFT = SFTSettings(**SMALL, learning_rate=7e-3, epochs=12, max_length=64, lora_rank=8, lora_alpha=16)
 REWARD = RewardSettings(**SMALL, learning_rate=5e-3, epochs=2, max_length=64, lora_rank=4, lora_alpha=8)
 GRPO = GRPOSettings(
     **SMALL | {"batch_size": 16},

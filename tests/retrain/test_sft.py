@@ -35,9 +35,8 @@ def shown(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> SFTResul
 def test_the_model_imitates_what_it_was_shown_and_ends_its_turn(tiny_base: Path, shown: SFTResult) -> None:
     assert shown.course.loss_last < shown.course.loss_first - 0.5
     assert shown.adapter_dir is not None
-    said, before = (greedy_answer(tiny_base, adapter, "what is tea") for adapter in (shown.adapter_dir, None))
-    assert "good" in said.split()
-    assert said.endswith("<end>")
+    said, before = (greedy_answer(tiny_base, adapter, "tell me about tea") for adapter in (shown.adapter_dir, None))
+    assert said.endswith("is good kind <end>")
     assert not before.endswith("<end>")
 
 
