@@ -246,6 +246,7 @@ class EnginePool:
         else:
             _tell_unsent(sent, reason)
         self.lost(connection)  # Of one that was cancelled while it opened, uvloop does not say that it is lost.
+        connection.let_go()
 
     def opened(self, connection: _Connection) -> None:
         self._open.add(connection)
@@ -359,6 +360,7 @@ class _Connection(_Response):
     Always aborted, never closed: a close would wait for an engine that does not read to take what is still unsent.
     """
 
+    __deletable__ = ("_transport",)
     __slots__ = (
         "__weakref__",
         "_begun_at",
@@ -543,7 +545,14 @@ class _Connection(_Response):
         if self._is_done:
             self._pool.forget_idle(self)
         self._pool.lost(self)
-        del self._parser, self.on_body  # The parser holds this connection's methods: a cycle.
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Of what refers to this connection again: such cycles are memory until the collector comes by."""
+        with contextlib.suppress(AttributeError):  # It was done when the connection was given up.
+            del self._parser, self.on_body
+        with contextlib.suppress(AttributeError):  # There never was one.
+            del self._transport
 
     def _died(self) -> None:
         if self._sent is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import shutil
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from serving.connections import MAX_HEAD_BYTES, EnginePool, Reason, Sent, parse_address
+from serving.connections import MAX_HEAD_BYTES, EnginePool, Reason, Sent, _Connection, parse_address
 from tests.servers import free_port
 from tests.serving.raw_engine import Peer, RawEngine, Script, raw_engine
 
@@ -478,6 +479,26 @@ async def test_abort_at_any_turn_of_the_loop(n_turns: int) -> None:
         await a_moment()
         assert told.events == so_far
         assert (await answer_of(pool)).body == b"ok"
+
+
+@pytest.mark.parametrize("n_turns", range(6))
+async def test_an_aborted_connection_leaves_nothing_for_the_collector(n_turns: int) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with pool_before(repeating(OK)) as (pool, _):
+            sent = post(pool, Told())
+            for _turn in range(n_turns):
+                await asyncio.sleep(0)
+            sent.abort()
+            del sent
+            await until(lambda: pool.n_open == pool.n_idle == len(connections_in_memory()))
+    finally:
+        gc.enable()
+
+
+def connections_in_memory() -> list[_Connection]:
+    return [each for each in gc.get_objects() if type(each) is _Connection]
 
 
 async def test_abort_before_the_head() -> None:
