@@ -57,6 +57,8 @@ WHOLE_EVERY_S = 60.0
 """The whole table is read this often, so that a row changed by hand is noticed too."""
 USE_EVERY_S = 600.0
 """How often verified credentials are forgotten, which is when a key still in use shows."""
+FIRST_USE_S = 60.0
+"""After the start, when that is done for the first time."""
 WRONG_KEY = "the API key is not valid"
 
 
@@ -238,6 +240,7 @@ class KeyRing:
         """Start from what the spool remembers, read the table, then follow it."""
         self._recall()
         self.refresh()
+        self._forgot_at = self._clock() - USE_EVERY_S + FIRST_USE_S
         self._worker.start()
 
     def stop(self) -> None:

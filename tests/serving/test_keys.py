@@ -410,6 +410,19 @@ async def test_the_text_of_a_key_is_nowhere_after_its_use(
     assert record().digest.encode() in files
 
 
+async def test_use_after_a_start_is_noted_within_a_minute(shared_keys: Interrupted, spool: Spool, clock: Clock) -> None:
+    add(shared_keys, 1)
+    with running(ring_of(shared_keys, spool, clock, cache_s=3600.0)) as ring:
+        await ring.look_up(header(1))
+        clock.at += keys.FIRST_USE_S
+        ring.refresh()
+        noted_at = clock.at
+        await ring.look_up(header(1))
+        clock.at += keys.USE_EVERY_S - 1.0
+        ring.refresh()
+        assert [each.last_used_at for each in key_store.list_keys(shared_keys)] == [noted_at]
+
+
 async def test_use_is_noted_about_every_ten_minutes(shared_keys: Interrupted, spool: Spool, clock: Clock) -> None:
     add(shared_keys, 1)
     add(shared_keys, 2)
