@@ -56,6 +56,10 @@ HOLD_S: Final = 0.002
 """After a group of at least so many the next one is held for up to so long, until it has half of the requests under
 way: a write costs the same for five records as for fifty, and while one half is written the other is worked on.
 PostgreSQL waits likewise with `commit_siblings` and `commit_delay`."""
+CROWD: Final = 100
+CROWD_HOLD_S: Final = 0.005
+"""With so many under way a smaller group is followed by such a wait too: slow streams end one by one, and a write for
+each takes from the time of all others. Their text has been passed on by then; what waits is the mark of their end."""
 RESTART_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 10.0
 """A writer that has ended by itself is replaced after this time; one after another, after ever longer ones."""
@@ -73,6 +77,13 @@ class Group:
         self.dones: list[Done] = []
         self.n_bytes = 0
         self.last_seq = 0
+
+
+def hold_after(n_records: int, n_under_way: int) -> float:
+    """How long the group that follows one of so many records may be held, in seconds."""
+    if n_records >= SIBLINGS:
+        return HOLD_S
+    return CROWD_HOLD_S if n_under_way >= CROWD else 0.0
 
 
 def _nobody() -> int:
@@ -253,12 +264,13 @@ class Journal:
 
     def _collect(self, group: Group, is_kept: bool) -> None:
         """On the loop: send the next group off, or let it grow first; then tell everyone in this one."""
-        loop = self._loop
-        n_wanted = self._n_under_way() // 2
+        loop, n_under_way = self._loop, self._n_under_way()
+        n_wanted = n_under_way // 2
         is_few = len(self._filling.dones) < n_wanted and not self._filled
-        if loop is not None and is_few and len(group.dones) >= SIBLINGS and not self._is_closed:
+        hold_s = hold_after(len(group.dones), n_under_way)
+        if loop is not None and is_few and hold_s and not self._is_closed:
             self._n_wanted = n_wanted
-            self._hold = loop.call_later(HOLD_S, self._end_hold)
+            self._hold = loop.call_later(hold_s, self._end_hold)
         else:
             self._hand_over()
         self._tell(group, is_kept)

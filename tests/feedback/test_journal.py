@@ -138,10 +138,30 @@ async def test_a_group_that_follows_a_large_one_grows_to_half_of_what_is_under_w
     journal.close()
 
 
-async def test_a_group_that_does_not_grow_is_not_held_for_long(tmp_path: Path) -> None:
+async def test_of_a_crowd_even_records_that_come_one_by_one_share_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feedback.journal.CROWD_HOLD_S", 60.0)
+    n_under_way = 99
+    journal = unbound_journal(tmp_path / "j")
+    journal.bind(asyncio.get_running_loop(), lambda: n_under_way)
+    assert await keep(journal, b"of few")
+    assert await keep(journal, b"of few again")
+    n_under_way = 100
+    assert await keep(journal, b"of a crowd")
+    held = [asyncio.ensure_future(keep(journal, name)) for name in names(3, 52)]
+    await asyncio.sleep(0.05)
+    assert not any(answer.done() for answer in held)
+    assert await keep(journal, b"half of them")
+    assert all(await asyncio.gather(*held))
+    journal.close()
+
+
+@pytest.mark.parametrize("n_before", [1, 6])
+async def test_a_group_that_does_not_grow_is_not_held_for_long(tmp_path: Path, n_before: int) -> None:
     journal = unbound_journal(tmp_path / "j")
     journal.bind(asyncio.get_running_loop(), lambda: 1000)
-    assert all(await keep_all(journal, names(0, 6)))
+    assert all(await keep_all(journal, names(0, n_before)))
     async with asyncio.timeout(10):
         assert await keep(journal, b"alone")
     journal.close()
