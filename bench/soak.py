@@ -38,7 +38,11 @@ LOOK_EVERY_S = 5.0
 SLOPE_MB_PER_H = 1.0
 LEAST_MINUTES = 10.0
 """In less time a slope says nothing: one page more after the warm-up is megabytes per hour."""
-CALIBRATION_S = 4.0
+CALIBRATION_S, MIX_S = 4.0, 8.0
+TRIED_SHARE = 0.25
+"""Of the load that what it can do at most suggests, to see what it costs when it comes bit by bit."""
+SETTLE_S = 0.5
+"""At the start and at the end of the mix that is tried."""
 THREADS_MORE, DESCRIPTORS_MORE = 2, 16
 END_SHARE = 1 / 3
 """Of the time after the warm-up, at its end."""
@@ -131,11 +135,14 @@ def run(directory: Path, seconds: float, share: float) -> Outcome:
     headers = (f"authorization: Bearer {make_key(configuration)}",)
     with pawl_serve(configuration, directory, Seat(cores.gateway)) as pid:
         soak = Soak(tools, port, headers, write_bodies(directory), write_bodies(directory, is_stored=False))
-        # Paced streams come chunk by chunk, which costs a gateway more than streams that come at once.
+        # How many streams weigh as much as a whole answer, and how much at most. Chunks that come bit by bit, failures
+        # and departures cost more than that: what a little of the mix takes is the measure.
         with tools.running_engine(EngineOptions(is_written_singly=True), engine_port):
             whole, streams = soak.capacity()
         with tools.running_engine(ENGINE, engine_port):
-            running = soak.start(seconds, whole * share / 2, streams * share / 2)
+            tried = share * TRIED_SHARE / 2
+            taken = soak.share_taken(pid, whole * tried, streams * tried)
+            running = soak.start(seconds, whole * tried * share / taken, streams * tried * share / taken)
             started, before = time.monotonic(), cost_of(pid)
             looks = _watch(pid, seconds)
             core_share = (cost_of(pid).cpu_s - before.cpu_s) / (time.monotonic() - started)
@@ -159,6 +166,17 @@ class Soak:
         whole = self.tools.run_load(replace(load, body=self.unstored.whole))
         streams = self.tools.run_load(replace(load, body=self.unstored.stream, n_events=ENGINE.n_chunks))
         return whole.per_s, streams.per_s
+
+    def share_taken(self, pid: int, whole_per_s: float, streams_per_s: float) -> float:
+        """Of the gateway's core, by this much of the mix."""
+        running = self.start(MIX_S, whole_per_s, streams_per_s)
+        time.sleep(SETTLE_S)
+        started, before = time.monotonic(), cost_of(pid)
+        time.sleep(MIX_S - 2 * SETTLE_S)
+        taken = (cost_of(pid).cpu_s - before.cpu_s) / (time.monotonic() - started)
+        for each in running:
+            each.result()
+        return taken
 
     def start(self, seconds: float, whole_per_s: float, streams_per_s: float) -> list[RunningLoad]:
         """Four open loops: whole answers and streams, kept and not kept."""
