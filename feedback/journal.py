@@ -59,7 +59,7 @@ PostgreSQL waits likewise with `commit_siblings` and `commit_delay`."""
 CROWD: Final = 100
 CROWD_HOLD_S: Final = 0.005
 """With so many under way a smaller group is followed by such a wait too: slow streams end one by one, and a write for
-each takes from the time of all others. Their text has been passed on by then; what waits is the mark of their end."""
+each takes from the time of all others. Of a stream only the mark of its end waits; of a whole answer, all of it."""
 RESTART_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 10.0
 """A writer that has ended by itself is replaced after this time; one after another, after ever longer ones."""

@@ -548,7 +548,7 @@ class _Connection(_Response):
         self.let_go()
 
     def let_go(self) -> None:
-        """Of what refers to this connection again: such cycles are memory until the collector comes by."""
+        """Let go of what refers to this connection again: such cycles are memory until the collector comes by."""
         with contextlib.suppress(AttributeError):  # It was done when the connection was given up.
             del self._parser, self.on_body
         with contextlib.suppress(AttributeError):  # There never was one.
