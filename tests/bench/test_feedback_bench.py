@@ -23,9 +23,8 @@ def test_a_short_round_measures_everything_and_loses_nothing(tmp_path: Path) -> 
     assert set(samples) == set(MEASURES)
     assert all(sample["errors"] == 0 for sample in samples.values())
     assert any(sample["per_s"] > 0 for sample in samples.values()), "in windows so short a busy machine may miss some"
-    known = sum((Counter(samples[measure]["statuses"]) for measure in (STORED, KEYED)), Counter[str]())
-    assert set(known) <= {"200", "201", "202"}, "202 where the machine stood still for longer than a look-up may take"
-    assert not known or known["200"] + known["201"] > 0
+    for measure in (STORED, KEYED):
+        assert set(samples[measure]["statuses"]) <= {"200", "201"}
     assert set(samples[EARLY]["statuses"]) <= {"202"}
     statuses = sum((Counter(samples[measure]["statuses"]) for measure in (STORED, KEYED, EARLY)), Counter[str]())
     assert max(statuses["201"], statuses["202"]) > 1, "each line of the file is another vote"

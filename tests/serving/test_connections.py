@@ -485,7 +485,7 @@ async def test_abort_at_any_turn_of_the_loop(n_turns: int) -> None:
 async def test_an_aborted_connection_leaves_nothing_for_the_collector(n_turns: int) -> None:
     gc.collect()
     gc.disable()
-    n_before = n_connections_in_memory()  # Of tests before this one.
+    of_tests_before = connections_in_memory()  # Held here, so that their number stays what it is.
     try:
         async with pool_before(repeating(OK)) as (pool, _):
             sent = post(pool, Told())
@@ -493,13 +493,13 @@ async def test_an_aborted_connection_leaves_nothing_for_the_collector(n_turns: i
                 await asyncio.sleep(0)
             sent.abort()
             del sent
-            await until(lambda: pool.n_open == pool.n_idle == n_connections_in_memory() - n_before)
+            await until(lambda: pool.n_open == pool.n_idle == len(connections_in_memory()) - len(of_tests_before))
     finally:
         gc.enable()
 
 
-def n_connections_in_memory() -> int:
-    return sum(type(each) is _Connection for each in gc.get_objects())
+def connections_in_memory() -> list[_Connection]:
+    return [each for each in gc.get_objects() if type(each) is _Connection]
 
 
 async def test_abort_before_the_head() -> None:
