@@ -16,6 +16,9 @@ from serving.grouping import Grouped
 
 LOOK_UP_S = 1.0
 """How long the shared database may take to say whether it knows a completion."""
+LOOK_UP_ON_OWN_DISK_S = 5.0
+"""The same for SQLite, whose readers wait while a commit is flushed: a vote waits for the same disk, so it would gain
+nothing by giving up earlier, and be answered as if its completion were unknown."""
 MOST_AT_ONCE = 256
 REMEMBERED = 65_536
 """Feedback ids whose last event is known without the database: it reaches there a moment later."""
@@ -79,7 +82,12 @@ class Standings:
     async def _ask(self, asked: Sequence[Asked]) -> Sequence[Standing]:
         look_up = asyncio.get_running_loop().run_in_executor(self._thread, standings, self._database, asked)
         try:
-            async with asyncio.timeout(LOOK_UP_S):
+            async with asyncio.timeout(patience_with(self._database)):
                 return await look_up
         except (TimeoutError, sa.exc.SQLAlchemyError):
             return [UNKNOWN] * len(asked)
+
+
+def patience_with(database: Database) -> float:
+    """Seconds that a look-up may take."""
+    return LOOK_UP_ON_OWN_DISK_S if database.is_sqlite else LOOK_UP_S

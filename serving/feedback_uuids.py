@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from feedback.standing import completion_of_uuid
 from pawl import ids
 from pawl.database import Database
-from serving import feedback_standing
 from serving.call_record import ID_PREFIXES
 from serving.errors import NotFound, Overloaded, Unauthorized
 from serving.feedback_api import NO_SUCH_COMPLETION
+from serving.feedback_standing import patience_with
 from serving.feedback_tokens import named_by, tokens_of
 from serving.identity import principal_of
 from serving.relay import Relay
@@ -66,7 +66,7 @@ class Uuids:
         """On a thread of its own: completions must not wait for this."""
         asked = asyncio.get_running_loop().run_in_executor(self._thread, completion_of_uuid, self._database, unique)
         try:
-            async with asyncio.timeout(feedback_standing.LOOK_UP_S):
+            async with asyncio.timeout(patience_with(self._database)):
                 found = await asked
         except (TimeoutError, sa.exc.SQLAlchemyError) as exc:
             raise Overloaded("the database does not answer; try again", code="database_unavailable") from exc

@@ -75,6 +75,7 @@ def _patience() -> Iterator[None]:
         patch.setattr(connections, "STALE_S", 60.0)
         patch.setattr(keys, "PATIENCE_S", 60.0)
         patch.setattr(feedback_standing, "LOOK_UP_S", 20.0)
+        patch.setattr(feedback_standing, "LOOK_UP_ON_OWN_DISK_S", 20.0)
         patch.setattr(stored_api, "WAIT_S", 20.0)
         yield
 

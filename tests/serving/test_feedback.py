@@ -16,6 +16,7 @@ from feedback.signals import latest
 from pawl import ids
 from pawl.schema import feedback_events
 from pawl.settings import Settings
+from serving import feedback_standing
 from tests.fake_vllm import FakeVLLM
 from tests.feedback.whole_history import whole_history
 from tests.servers import PostgreSQL
@@ -183,6 +184,21 @@ def test_feedback_on_what_another_gateway_has_not_drained_yet(make_settings: Mak
         found, events = whole_history(here.gateway.database, "assistant")
         assert [interaction.completion_id for interaction in found] == [completion_id]
         assert [event.value for event in latest(events).values()] == ["down"]
+
+
+def test_what_sqlite_knows_is_waited_for_while_its_disk_stalls(
+    make_settings: MakeSettings, engine: FakeVLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feedback_standing, "LOOK_UP_S", 0.05)
+    with serving(make_settings(), engine) as here, serving(make_settings(), engine) as there:
+        completion_id = ask(there)
+        with here.gateway.database.engine.connect() as committing:
+            committing.exec_driver_sql("ROLLBACK")
+            committing.exec_driver_sql("BEGIN EXCLUSIVE")
+            let_go = threading.Timer(0.5, committing.connection.rollback)
+            let_go.start()
+            assert rate(here.client, completion_id).status_code == 201
+            let_go.join()
 
 
 def hold_the_drain(served: Served, release: threading.Event) -> None:

@@ -211,7 +211,7 @@ def test_a_uuid_of_what_is_being_answered(place: tuple[Served, str], client: htt
 def test_a_database_that_hangs_is_not_waited_for(client: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(feedback_uuids, "completion_of_uuid", lambda *_: release.wait(60) and None)
-    monkeypatch.setattr(feedback_standing, "LOOK_UP_S", 0.1)
+    monkeypatch.setattr(feedback_standing, "LOOK_UP_ON_OWN_DISK_S", 0.1)
     try:
         answers = [tensorzero(client, str(uuid.uuid4()), "stars", 5) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [503, 503, 503]
