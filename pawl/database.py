@@ -43,6 +43,8 @@ class Database:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
+        self._is_closed = False
+        sa.event.listen(engine, "checkin", self._take_back)
 
     @property
     def is_sqlite(self) -> bool:
@@ -78,7 +80,13 @@ class Database:
         return added
 
     def close(self) -> None:
+        """Close every connection; one that a thread still uses, as soon as it gives it back."""
+        self._is_closed = True
         self.engine.dispose()
+
+    def _take_back(self, _connection: object, record: sa.pool.ConnectionPoolEntry) -> None:
+        if self._is_closed:
+            record.invalidate()
 
 
 def open_database(settings: DatabaseSettings, *, reads_much: bool = False) -> Database:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import uuid
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
@@ -115,6 +117,18 @@ def test_new_rows_are_told_from_those_that_are_there(database: Database) -> None
     with database.write() as connection:
         counts = [database.insert_new(connection, leases, rows[:n]) for n in (1, 1, 2, 1200, 1210, 1210)]
     assert counts == [1, 0, 1, 1198, 10, 0]
+
+
+def test_a_connection_that_outlives_its_pool_is_closed_when_it_comes_back(database_url: str) -> None:
+    database = open_database(DatabaseSettings(url=database_url))
+    for _ in range(2):  # The second time it is taken out only after the pool was closed.
+        with database.read() as connection:
+            driver = connection.connection.driver_connection
+            database.close()
+            assert driver is not None
+            assert connection.exec_driver_sql("SELECT 1").scalar_one() == 1
+        with pytest.raises((sqlite3.ProgrammingError, psycopg.OperationalError), match="closed"):
+            driver.cursor().execute("SELECT 1")
 
 
 def test_a_server_that_is_not_there_is_named_without_its_password(tmp_path: Path) -> None:
