@@ -45,6 +45,7 @@ MODULES = (
     "serving/health.py",
     "serving/identity.py",
     "serving/keys.py",
+    "serving/outbox.py",
     "serving/patience.py",
     "serving/relay.py",
     "serving/repeated_heads.py",

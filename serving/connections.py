@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import structlog
 from httptools import HttpParserError, HttpResponseParser
 
+from serving.outbox import Outbox, OutboxTransport
 from serving.repeated_heads import MAX_UNLIKE, RepeatedHead, repeated_head
 
 log = structlog.get_logger()
@@ -155,6 +156,7 @@ class EnginePool:
         self._opening: dict[asyncio.Task[None], Sent] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self.outbox: Final = Outbox()
         self._all_lost = asyncio.Event()
         self._all_lost.set()
 
@@ -383,7 +385,7 @@ class _Connection(_Response):
         self._pool = pool
         self._first: tuple[Sent, bytes] | None = (sent, request)
         self._sent: Sent | None = None
-        self._transport: asyncio.Transport
+        self._transport: OutboxTransport
         self._is_reused = False  # And nothing has arrived since.
         self._begun_at = 0.0
         self._is_told = False  # Of the head.
@@ -430,7 +432,7 @@ class _Connection(_Response):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert self._first is not None
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not of its kind.
+        self._transport = OutboxTransport(cast(asyncio.Transport, transport), self._pool.outbox)
         (sent, request), self._first = self._first, None
         if sent.opening is None:  # Aborted a moment ago.
             self._transport.abort()
@@ -566,7 +568,7 @@ def _expiry(connection: _Connection) -> float:
     return connection.idle_until
 
 
-def _set_options(transport: asyncio.Transport) -> None:
+def _set_options(transport: OutboxTransport) -> None:
     """Detect engines that vanished without a word, and do not let small requests wait for one another."""
     connected = transport.get_extra_info("socket")
     with contextlib.suppress(OSError):  # Already dead: the loop will say so.

@@ -16,7 +16,7 @@ import heapq
 import os
 import time
 from collections.abc import Collection, Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 import structlog
@@ -27,6 +27,7 @@ from uvicorn.server import ServerState
 from pawl import ids
 from pawl.settings import ServingSettings
 from serving.errors import RETRY_AFTER_S, error_body
+from serving.outbox import Outbox, OutboxTransport
 
 log = structlog.get_logger()
 
@@ -77,6 +78,7 @@ class Patience:
         self.limits_s = (head_s, idle_s, stalled_s, head_s, body_s, NEVER_S, LAST_WORD_S, LAST_WORD_S, stalled_s)
         self.max_head_bytes = serving.max_header_bytes
         self.max_connections = serving.max_connections
+        self.outbox = Outbox()
         self.is_retiring = False
         """A newer process serves new connections: the open ones end with their next answer."""
         self.now = 0.0
@@ -159,7 +161,7 @@ class PatientHttpProtocol(HttpToolsProtocol):
         self._n_unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, OutboxTransport(transport, self.patience.outbox)))
         self.patience.welcome(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -33,7 +33,7 @@ def parse_object(raw: bytes, max_depth: int) -> dict[str, Any]:
         BadRequest: what is wrong with it.
     """
     # Brackets inside texts are counted too, so this only ever looks closer than it must.
-    if raw.count(b"[") + raw.count(b"{") > max_depth or len(raw) > MAX_VALUES:
+    if _count(raw, b"[") + _count(raw, b"{") > max_depth or len(raw) > MAX_VALUES:
         _check_structure(raw, max_depth)
     try:
         body = orjson.loads(raw)
@@ -101,7 +101,7 @@ def nests_too_deep(text: bytes, limit: int) -> bool:
     >>> nests_too_deep(b"[[1]]", 1), nests_too_deep(b'{"a": "[["}', 1)
     (True, False)
     """
-    if text.count(b"[") + text.count(b"{") <= limit:
+    if _count(text, b"[") + _count(text, b"{") <= limit:
         return False
     return _depth(_outside_texts(_marks(text))) > limit
 
@@ -120,7 +120,7 @@ def has_twice(raw: bytes, parsed: object) -> bool:
     if written == raw:
         return False
     if b"\\" not in raw:
-        return raw.count(b'"') != _quotes(written)
+        return _count(raw, b'"') != _quotes(written)
     return raw.translate(None, SPACE) != written.translate(None, SPACE) and _quotes(raw) != _quotes(written)
 
 
@@ -131,7 +131,16 @@ def _quotes(text: bytes) -> int:
     4
     """
     if b"\\" not in text:
-        return text.count(b'"')
+        return _count(text, b'"')
     if b"\\\\" in text:
         text = text.replace(b"\\\\", b"")
     return text.count(b'"') - text.count(b'\\"')
+
+
+def _count(text: bytes, character: bytes) -> int:
+    """How often a character occurs; Python's own count looks at one byte after the other, taking it out jumps to each.
+
+    >>> _count(b"[[]", b"["), _count(b"", b"[")
+    (2, 0)
+    """
+    return len(text) - len(text.replace(character, b""))
