@@ -90,6 +90,10 @@ def _nobody() -> int:
     return 0
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Journal:
     """One directory, one writer. `append` and `bind` belong to the event loop's thread; `close` to any."""
 
@@ -99,7 +103,6 @@ class Journal:
         *,
         max_bytes: int,
         segment_bytes: int,
-        on_durable: Callable[[], None] = lambda: None,
         clock: Clock = wall_clock,
         start_writer: StartWriter | None = None,
     ) -> None:
@@ -117,7 +120,6 @@ class Journal:
         reserve_position(directory)
         self._salt = os.urandom(SALT_BYTES)
         self._clock = clock
-        self._on_durable = on_durable
         self._max_group_bytes = min(MAX_GROUP_BYTES, segment_bytes // 4)
         self._last_seq = last_seq(directory)
         self._floor = first_seq(directory, self._last_seq) - 1
@@ -133,6 +135,7 @@ class Journal:
         self._is_closed = False
         self._written_since = 0.0
         self._n_under_way: Callable[[], int] = _nobody
+        self._after_group: Callable[[], None] = _nothing
         self._hold: asyncio.TimerHandle | None = None
         self._n_wanted = 0
         self._ended: list[Carrier] = []
@@ -155,13 +158,19 @@ class Journal:
         """The last record that is known to be on disk; they are counted from 1."""
         return self._state.kept_seq
 
-    def bind(self, loop: asyncio.AbstractEventLoop, n_under_way: Callable[[], int] = _nobody) -> None:
-        """The loop that appends, and on which `done` and `on_durable` are called.
+    def bind(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        n_under_way: Callable[[], int] = _nobody,
+        after_group: Callable[[], None] = _nothing,
+    ) -> None:
+        """The loop that appends, and on which `done` and `after_group` are called.
 
         Args:
             n_under_way: how many requests may still append, those that wait for the disk included.
+            after_group: called when everybody whose record was in a group has been told.
         """
-        self._loop, self._n_under_way = loop, n_under_way
+        self._loop, self._n_under_way, self._after_group = loop, n_under_way, after_group
         if self._line is not None:
             self._line.attach(loop, self._hear)
 
@@ -274,8 +283,7 @@ class Journal:
         else:
             self._hand_over()
         self._tell(group, is_kept)
-        if is_kept:
-            self._on_durable()
+        self._after_group()
 
     def _end_hold(self) -> None:
         """Have the group that grew sent off, after this turn of the loop."""

@@ -134,12 +134,21 @@ class EnginePool:
         connect_s: for the name look-up, the connection and the TLS handshake together.
         max_idle: connections beyond it are closed when their answer has ended.
         idle_s: must be less than the time after which the engine closes an idle connection.
+        outbox: of the loop on which requests are sent, to share it; None: one of its own.
 
     Raises:
         ValueError: `url` is not the address of an HTTP server.
     """
 
-    def __init__(self, url: str, *, connect_s: float, max_idle: int = 512, idle_s: float = 4.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connect_s: float,
+        max_idle: int = 512,
+        idle_s: float = 4.0,
+        outbox: Outbox | None = None,
+    ) -> None:
         address = parse_address(url)
         common = f" HTTP/1.1\r\nhost: {address.authority}\r\naccept-encoding: identity\r\n"
         self._post_start = f"POST {address.prefix}".encode()
@@ -156,7 +165,7 @@ class EnginePool:
         self._opening: dict[asyncio.Task[None], Sent] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_closed = False
-        self.outbox: Final = Outbox()
+        self.outbox: Final = outbox or Outbox()
         self._all_lost = asyncio.Event()
         self._all_lost.set()
 

@@ -37,6 +37,7 @@ from serving.guards.storage import preparation_of
 from serving.health import HealthProbes
 from serving.keys import KeyRing
 from serving.limiter import default_limits, open_limiter
+from serving.outbox import Outbox
 from serving.relay import Relay
 from serving.replicas import RetryBudget, all_replicas, replica_sets
 from serving.routes import FEEDBACK_PATH, HOT_PATHS, BodyLimits, Keys
@@ -95,6 +96,7 @@ class Gateway:
             serving.models, database, self.spool, poll_s=serving.route_poll_s, holdout=serving.holdout
         )
         self.keys = self._make_keys()
+        self.outbox = Outbox()
         self.pools: list[EnginePool] = []
         engines = {alias: model.engines for alias, model in serving.models.items()}
         self.replicas = replica_sets(engines, serving.replicas, self._make_pool)
@@ -139,7 +141,7 @@ class Gateway:
         return self.keys if self.settings.auth.required else None
 
     def _make_pool(self, url: str) -> EnginePool:
-        pool = EnginePool(url, connect_s=self.settings.serving.timeouts.connect_s)
+        pool = EnginePool(url, connect_s=self.settings.serving.timeouts.connect_s, outbox=self.outbox)
         self.pools.append(pool)
         return pool
 
@@ -190,7 +192,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start the parts in order of need; stop them so that the writers close after the last record."""
-        self.records.journal.bind(asyncio.get_running_loop(), lambda: len(self.relay.calls))
+        self.records.journal.bind(asyncio.get_running_loop(), lambda: len(self.relay.calls), self.outbox.flush)
         await asyncio.to_thread(self.routes.start)
         await asyncio.to_thread(self.keys.start)
         self.drain.start()

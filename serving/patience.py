@@ -71,14 +71,14 @@ NEVER_S: Final = float("inf")
 class Patience:
     """The limits of all connections of one server, and the timer that enforces them."""
 
-    def __init__(self, serving: ServingSettings) -> None:
+    def __init__(self, serving: ServingSettings, outbox: Outbox) -> None:
         limits = serving.timeouts
         head_s, idle_s, body_s = limits.request_head_s, limits.idle_s, limits.request_body_s
         stalled_s = limits.stalled_reader_s
         self.limits_s = (head_s, idle_s, stalled_s, head_s, body_s, NEVER_S, LAST_WORD_S, LAST_WORD_S, stalled_s)
         self.max_head_bytes = serving.max_header_bytes
         self.max_connections = serving.max_connections
-        self.outbox = Outbox()
+        self.outbox = outbox
         self.is_retiring = False
         """A newer process serves new connections: the open ones end with their next answer."""
         self.now = 0.0

@@ -138,7 +138,7 @@ def server_config(gateway: Gateway) -> PatientConfig:
     protocol = fast_lane_of(gateway.relay) if serving.fast_lane else PatientHttpProtocol
     return PatientConfig(
         gateway,
-        Patience(serving),
+        Patience(serving, gateway.outbox),
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -179,12 +179,16 @@ async def test_closing_does_not_wait_for_a_group_to_grow(tmp_path: Path, monkeyp
     assert names_in(tmp_path / "j")[-1] == b"held"
 
 
-async def test_it_says_once_per_group_that_there_is_something(tmp_path: Path) -> None:
-    calls: list[int] = []
-    journal = open_journal(tmp_path / "j", on_durable=lambda: calls.append(threading.get_ident()))
-    await keep_all(journal, names(0, 10))
+async def test_it_says_once_per_group_that_everybody_was_told(tmp_path: Path) -> None:
+    journal, told = unbound_journal(tmp_path / "j"), list[bool]()
+    calls = asyncio.Queue[tuple[int, int]]()
+    journal.bind(asyncio.get_running_loop(), after_group=lambda: calls.put_nowait((threading.get_ident(), len(told))))
+    for name in names(0, 10):
+        journal.append(name, b"", b"", told.append)
+    assert await calls.get() == (threading.get_ident(), 10)
     await asyncio.sleep(0)
-    assert calls == [threading.get_ident()]
+    assert calls.empty()
+    assert told == [True] * 10
     journal.close()
 
 
