@@ -105,6 +105,7 @@ class Bench:
         self._client = make_protocol(config, ServerState(), {}, loop)
         self._client.connection_made(NoSocket(self._note))
         self._loop = loop
+        self._end_turn = gateway.outbox.flush
         self._n_bytes = 0
 
     def _note(self, data: bytes) -> None:
@@ -112,7 +113,7 @@ class Bench:
 
     async def prepare(self, request: bytes, reads: list[bytes]) -> None:
         """One request that opens the engine's connection, and more until nothing is done for the first time."""
-        self._client.data_received(request)
+        self._client.data_received(request)  # Sent at the end of this turn, when `asked` has been waited for.
         self._answer(await self._loop.asked.get(), reads)
         self._run(REQUESTS // 10, request, reads)
 
@@ -128,11 +129,13 @@ class Bench:
     def _run(self, n_requests: int, request: bytes, reads: list[bytes]) -> None:
         for _ in range(n_requests):
             self._client.data_received(request)
+            self._end_turn()
             self._answer(self._loop.asked.get_nowait(), reads)
 
     def _answer(self, engine: asyncio.Protocol, reads: list[bytes]) -> None:
         for read in reads:
             engine.data_received(read)
+            self._end_turn()
 
 
 def request_of(body: bytes) -> bytes:

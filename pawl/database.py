@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -33,6 +35,9 @@ BATCH_ROWS = 500
 AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError)
 """Errors of a database that does not answer, or takes no writes for now. Any other is about our own statements."""
 
+CLOSED: WeakSet[sa.Engine] = WeakSet()
+"""Engines whose database was closed."""
+
 
 class Database:
     """A pool of connections, with reads and writes told apart.
@@ -43,8 +48,6 @@ class Database:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.engine = engine
-        self._is_closed = False
-        sa.event.listen(engine, "checkin", self._take_back)
 
     @property
     def is_sqlite(self) -> bool:
@@ -81,12 +84,8 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; one that a thread still uses, as soon as it gives it back."""
-        self._is_closed = True
+        CLOSED.add(self.engine)
         self.engine.dispose()
-
-    def _take_back(self, _connection: object, record: sa.pool.ConnectionPoolEntry) -> None:
-        if self._is_closed:
-            record.invalidate()
 
 
 def open_database(settings: DatabaseSettings, *, reads_much: bool = False) -> Database:
@@ -99,8 +98,21 @@ def open_database(settings: DatabaseSettings, *, reads_much: bool = False) -> Da
         ConfigurationError: the URL cannot be used.
     """
     if settings.url.startswith("sqlite:///"):
-        return Database(_sqlite_engine(settings, MUCH_CACHE_KIB if reads_much else CACHE_KIB))
-    return Database(_postgresql_engine(settings))
+        engine = _sqlite_engine(settings, MUCH_CACHE_KIB if reads_much else CACHE_KIB)
+    else:
+        engine = _postgresql_engine(settings)
+    _close_late_comers(engine)
+    return Database(engine)
+
+
+def _close_late_comers(engine: sa.Engine) -> None:
+    """Have connections closed that come back when their pool is closed: nobody would find them there."""
+    known = weakref.ref(engine)
+
+    @sa.event.listens_for(engine, "checkin")
+    def take_back(_connection: object, record: sa.pool.ConnectionPoolEntry) -> None:
+        if known() in CLOSED:
+            record.invalidate()
 
 
 def _sqlite_engine(settings: DatabaseSettings, cache_kib: int) -> sa.Engine:

@@ -8,6 +8,7 @@ readers asleep again each time. In a row only the first one wakes them: meanwhil
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any, Final
 
 import structlog
@@ -29,12 +30,15 @@ class Outbox:
         self._waiting: list[OutboxTransport] = []
 
     def add(self, transport: OutboxTransport) -> None:
-        """Have a transport flushed when the turn is over."""
+        """Have a transport flushed when the turn is over: before the loop looks at its sockets again.
+
+        What a callback of the loop's own writes, such as a task, goes out after the next look.
+        """
         waiting = self._waiting
-        waiting.append(transport)
-        if len(waiting) == 1:
+        if not waiting:
             asyncio.get_running_loop().call_soon(self.flush)
-        elif len(waiting) >= MOST_TRANSPORTS:
+        waiting.append(transport)
+        if len(waiting) >= MOST_TRANSPORTS:
             self.flush()
 
     def flush(self) -> None:
@@ -53,50 +57,61 @@ class OutboxTransport:
     The order stays: a close, or the end of what is sent, goes behind what was written before.
     """
 
-    __slots__ = ("_n_bytes", "_outbox", "_parts", "_transport")
+    __slots__ = ("_has_ended", "_n_bytes", "_outbox", "_parts", "_transport")
 
     def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
         self._transport: Final = transport
         self._outbox: Final = outbox
         self._parts: list[bytes] = []
         self._n_bytes = 0
+        self._has_ended = False
 
-    def write(self, data: bytes) -> None:
-        """Send bytes when the turn is over, or at once if they are many."""
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes when the turn is over, or at once if they are many.
+
+        Raises:
+            RuntimeError: `write_eof` came before.
+        """
+        if self._has_ended:
+            raise RuntimeError("write() after write_eof()")
+        part = data if isinstance(data, bytes) else bytes(data)
         parts = self._parts
-        parts.append(data)
-        self._n_bytes += len(data)
+        parts.append(part)
+        self._n_bytes += len(part)
         if self._n_bytes > MOST_BYTES:
             self.flush()
         elif len(parts) == 1:
             self._outbox.add(self)
 
     def flush(self) -> None:
-        """Send now what waits; nothing if the connection is closing, which has let go of it."""
+        """Send now what waits, unless the connection is closed; one that closes may still have something to send."""
         parts = self._parts
         if parts:
             data = parts[0] if len(parts) == 1 else b"".join(parts)
             self._forget()
-            if not self._transport.is_closing():
+            if not self._transport.is_closing() or self._transport.get_write_buffer_size():
                 self._transport.write(data)
 
     def _forget(self) -> None:
         self._parts.clear()
         self._n_bytes = 0
 
-    def writelines(self, list_of_data: list[bytes]) -> None:
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send bytes, as `write` does."""
         self.write(b"".join(list_of_data))
 
     def write_eof(self) -> None:
         """Send what waits, and that there will be no more."""
         self.flush()
+        self._has_ended = True
         self._transport.write_eof()
 
     def close(self) -> None:
         """Send what waits, then close."""
-        self.flush()
-        self._transport.close()
+        try:
+            self.flush()
+        finally:
+            self._transport.close()
 
     def abort(self) -> None:
         """Close at once, whatever waits."""

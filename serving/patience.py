@@ -168,6 +168,10 @@ class PatientHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self.patience.forget(self)
 
+    def eof_received(self) -> None:
+        """The client sends no more, upon which the loop closes its side: what it is owed goes first."""
+        cast(OutboxTransport, self.transport).flush()
+
     def data_received(self, data: bytes) -> None:
         if self.phase == HEAD:
             self.n_head += len(data)

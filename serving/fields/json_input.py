@@ -20,6 +20,7 @@ MAX_VALUES: Final = 500_000
 """Commas in one body: every value but the first of its list or object has one."""
 MAX_TEXTS: Final = 300_000
 """Texts in one body, keys among them."""
+LONG_BYTES: Final = 16 * 1024
 NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}",'))
 NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 SPACE: Final = b" \t\n\r"
@@ -138,9 +139,14 @@ def _quotes(text: bytes) -> int:
 
 
 def _count(text: bytes, character: bytes) -> int:
-    """How often a character occurs; Python's own count looks at one byte after the other, taking it out jumps to each.
+    """How often a character occurs.
 
-    >>> _count(b"[[]", b"["), _count(b"", b"[")
-    (2, 0)
+    Python's own count looks at one byte after the other. Taking a character out jumps from each to the next: six times
+    as fast in a usual request, slower in a text of nothing else, which long ones of bad will are.
+
+    >>> _count(b"[[]", b"["), _count(b"", b"["), _count(b"[" * 100_000, b"[")
+    (2, 0, 100000)
     """
+    if len(text) > LONG_BYTES:
+        return text.count(character)
     return len(text) - len(text.replace(character, b""))

@@ -145,6 +145,13 @@ def test_nobody_takes_a_lease_while_its_holder_writes_but_the_holder_renews_it(d
     assert taken == [2]
 
 
+def test_a_holder_that_comes_anew_every_second_leaves_nothing_at_the_pool(database: Database) -> None:
+    before = len(list(database.engine.pool.dispatch.checkin))
+    fenced = [leases.FencedDatabase(database, NAME, epoch) for epoch in range(5)]
+    assert len(list(database.engine.pool.dispatch.checkin)) == before >= 1
+    assert {one.engine for one in fenced} == {database.engine}
+
+
 def test_a_lease_that_nobody_ever_had_lets_nobody_write(database: Database) -> None:
     with pytest.raises(StaleWrite, match="nobody"), leases.FencedDatabase(database, "none", 1).write():
         pass

@@ -6,6 +6,7 @@ the framework. What is not ambiguous is answered, each request as itself.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import orjson
@@ -131,3 +132,14 @@ def test_trailers_are_not_headers(address: tuple[str, int], path: str) -> None:
     answer = said(address, request(path, chunks, CHUNKED, "x-request-id: mine", "connection: close"))
     assert b"x-request-id: mine" in answer
     assert b"from a trailer" not in answer
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/v1/models", "/nowhere"])
+def test_a_client_that_says_at_once_that_it_has_no_more_gets_its_answer(address: tuple[str, int], path: str) -> None:
+    for _ in range(20):
+        with connected(address) as connection:
+            connection.sendall(request(path, b"", method="GET"))
+            connection.shutdown(socket.SHUT_WR)
+            answer = rest_of(connection)
+        assert answer.startswith(b"HTTP/1.1 404" if path == "/nowhere" else b"HTTP/1.1 200")
+        assert orjson.loads(answer.partition(b"\r\n\r\n")[2])

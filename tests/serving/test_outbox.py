@@ -114,6 +114,46 @@ def test_each_connection_says_the_same_in_the_same_order_as_without(steps: list[
         assert not any(isinstance(step, bytes) for step in late.seen[min(ends, default=len(late.seen)) :])
 
 
+async def test_what_is_closing_but_has_something_left_to_send_takes_more() -> None:
+    wire = Wire()
+    transport = corked(wire, Outbox())
+    wire.n_unsent = 5
+    transport.write(b"the rest")
+    wire.close()  # As the loop does when the peer sends no more.
+    await turn()
+    assert wire.seen == ["close", b"the rest"]
+
+
+async def test_nothing_can_be_written_behind_the_end() -> None:
+    wire = Wire()
+    transport = corked(wire, Outbox())
+    transport.write(b"answer")
+    transport.write_eof()
+    with pytest.raises(RuntimeError, match="write_eof"):
+        transport.write(b"more")
+    transport.close()
+    await turn()
+    assert wire.seen == [b"answer", "eof", "close"]
+
+
+async def test_a_close_closes_whatever_becomes_of_the_last_bytes() -> None:
+    wire = Wire(is_broken=True)
+    transport = corked(wire, Outbox())
+    transport.write(b"answer")
+    with pytest.raises(RuntimeError):
+        transport.close()
+    assert wire.seen == ["close"]
+
+
+async def test_bytes_that_can_change_are_taken_as_they_are_now() -> None:
+    wire, changing = Wire(), bytearray(b"now")
+    corked(wire, Outbox()).writelines([changing, memoryview(b"!")])
+    corked(wire, Outbox()).write(changing)
+    changing[:] = b"not"
+    await turn()
+    assert wire.said == b"now!now"
+
+
 async def test_an_abort_takes_back_what_has_not_left() -> None:
     wire = Wire()
     transport = corked(wire, Outbox())
