@@ -29,18 +29,22 @@ class RepeatedHead:
         self._n_before = len(before)
 
     def body_of(self, data: bytes) -> bytes | None:
-        """The body, if `data` is this head again and behind it all that it announces, and nothing else."""
-        if not data.startswith(self._before):
-            return None
+        """The body, if `data` is this head again and behind it all that it announces, and nothing else.
+
+        What a head must announce follows from how much there is in all, so that its digits need not be read.
+        """
         n_before = self._n_before
-        end = data.find(b"\r", n_before, n_before + MAX_DIGITS + 1)
-        if end < 0 or not data.startswith(self._after, end):
+        n_rest = len(data) - n_before - len(self._after)
+        if n_rest <= 0 or not data.startswith(self._before):
             return None
-        digits = data[n_before:end]
-        start = end + len(self._after)
-        if not digits.isdigit() or int(digits) != len(data) - start:
+        n_digits = len(str(n_rest))
+        digits = str(n_rest - n_digits)
+        if len(digits) < n_digits:  # Then the length itself is a digit shorter than it is with its digits.
+            n_digits -= 1
+            digits = str(n_rest - n_digits)
+        if len(digits) != n_digits or not data.startswith(digits.encode() + self._after, n_before):
             return None
-        return data[start:]
+        return data[n_before + len(digits) + len(self._after) :]
 
 
 def repeated_head(data: bytes, n_body: int) -> RepeatedHead | None:

@@ -54,6 +54,15 @@ def test_nothing_else_is(name: bytes, first: bytes, second: bytes, draw: st.Data
     assert learned(name, first).body_of(data[:-1]) is None
 
 
+@pytest.mark.parametrize("n_bytes", [*range(14), *range(86, 116), *range(986, 1016), *range(9984, 10016)])
+def test_where_a_length_gets_a_digit_more_only_the_right_one_is_taken(n_bytes: int) -> None:
+    head, body = learned(b"content-length", b"ab"), b"x" * n_bytes
+    start, _, _ = message(b"content-length", b"").rpartition(b"0\r\nx-a")
+    for announced in [*map(str, range(max(0, n_bytes - 20), n_bytes + 20)), f"0{n_bytes}", f"+{n_bytes}", "-1", ""]:
+        data = start + announced.encode() + b"\r\nx-a: b\r\n\r\n" + body
+        assert head.body_of(data) == (body if announced == str(n_bytes) else None)
+
+
 def _is_the_same_but_for_digits(data: bytes, name: bytes) -> bool:
     """Whether other digits announce exactly the bytes that follow: `007` for `7`, which every parser reads alike."""
     start = START + name + b": "
