@@ -136,11 +136,13 @@ class Bench:
 
     def _run(self, n_requests: int, request: bytes, reads: list[bytes]) -> None:
         self._loop.is_driven = True
-        for _ in range(n_requests):
-            self._client.data_received(request)
-            self._end_turn()
-            self._answer(self._loop.asked.get_nowait(), reads)
-        self._loop.is_driven = False
+        try:
+            for _ in range(n_requests):
+                self._client.data_received(request)
+                self._end_turn()
+                self._answer(self._loop.asked.get_nowait(), reads)
+        finally:
+            self._loop.is_driven = False
 
     def _answer(self, engine: asyncio.Protocol, reads: list[bytes]) -> None:
         for read in reads:
@@ -179,11 +181,13 @@ async def measure(directory: Path, bodies: Bodies, rounds: int) -> dict[str, flo
         f"a stream of {N_EVENTS} events": (request_of(bodies.stream.read_bytes()), streamed_answer(), REQUESTS // 10),
     }
     costs = {}
-    for name, (request, reads, n_requests) in kinds.items():
-        await bench.prepare(request, reads)
-        costs[name] = min(bench.cost_us(n_requests, request, reads) for _ in range(rounds))
-    gateway.records.close()
-    gateway.database.close()
+    try:
+        for name, (request, reads, n_requests) in kinds.items():
+            await bench.prepare(request, reads)
+            costs[name] = min(bench.cost_us(n_requests, request, reads) for _ in range(rounds))
+    finally:
+        gateway.records.close()
+        gateway.database.close()
     return costs
 
 

@@ -168,8 +168,7 @@ class Journal:
 
         Args:
             n_under_way: how many requests may still append, those that wait for the disk included.
-            after_group: called when everybody has been told whose record was in one group, or waited for a writer that
-                has ended.
+            after_group: called when the writer has answered for a group and everybody in it has been told.
         """
         self._loop, self._n_under_way, self._after_group = loop, n_under_way, after_group
         if self._line is not None:
@@ -328,7 +327,6 @@ class Journal:
         self._drop_hold()
         for group in self._take_all():
             self._tell(group, False)
-        self._after_group()
         self._is_busy = False
 
     def _restart(self) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -34,9 +32,6 @@ whenever they are read."""
 BATCH_ROWS = 500
 AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, sa.exc.TimeoutError)
 """Errors of a database that does not answer, or takes no writes for now. Any other is about our own statements."""
-
-CLOSED: WeakSet[sa.Engine] = WeakSet()
-"""Engines whose database was closed."""
 
 
 class Database:
@@ -84,7 +79,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection; one that a thread still uses, as soon as it gives it back."""
-        CLOSED.add(self.engine)
+        sa.event.listen(self.engine, "checkin", _close_late_comer)
         self.engine.dispose()
 
 
@@ -98,21 +93,13 @@ def open_database(settings: DatabaseSettings, *, reads_much: bool = False) -> Da
         ConfigurationError: the URL cannot be used.
     """
     if settings.url.startswith("sqlite:///"):
-        engine = _sqlite_engine(settings, MUCH_CACHE_KIB if reads_much else CACHE_KIB)
-    else:
-        engine = _postgresql_engine(settings)
-    _close_late_comers(engine)
-    return Database(engine)
+        return Database(_sqlite_engine(settings, MUCH_CACHE_KIB if reads_much else CACHE_KIB))
+    return Database(_postgresql_engine(settings))
 
 
-def _close_late_comers(engine: sa.Engine) -> None:
-    """Have connections closed that come back when their pool is closed: nobody would find them there."""
-    known = weakref.ref(engine)
-
-    @sa.event.listens_for(engine, "checkin")
-    def take_back(_connection: object, record: sa.pool.ConnectionPoolEntry) -> None:
-        if known() in CLOSED:
-            record.invalidate()
+def _close_late_comer(_connection: object, record: sa.pool.ConnectionPoolEntry) -> None:
+    """Close a connection that comes back to a closed pool, where nobody would find it."""
+    record.invalidate()
 
 
 def _sqlite_engine(settings: DatabaseSettings, cache_kib: int) -> sa.Engine:

@@ -149,7 +149,7 @@ def parse_feedback_id(text: str) -> tuple[str, str] | None:
 
 def make_feedback_token(secret: bytes, suffix: str, expires_at: int) -> str:
     """A short-lived pass to rate one completion, for browsers that hold no key."""
-    body = "%x.%s" % (expires_at, suffix)  # noqa: UP031 - compiled, a format takes twice as long
+    body = "%x.%s" % (expires_at, suffix)  # noqa: UP031 - compiled, a format takes longer
     return f"{body}.{_tag(_hashers_of(secret).token, body)}"
 
 

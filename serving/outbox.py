@@ -8,7 +8,6 @@ readers asleep again each time. In a row only the first one wakes them: meanwhil
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any, Final
 
 import structlog
@@ -52,7 +51,7 @@ class Outbox:
 
 
 class OutboxTransport:
-    """A transport whose writes wait for the end of the turn: all of `asyncio.Transport` but for its name.
+    """A transport whose writes wait for the end of the turn, with all of `asyncio.Transport` that is asked for.
 
     The order stays: a close, or the end of what is sent, goes behind what was written before.
     """
@@ -96,10 +95,6 @@ class OutboxTransport:
         self._parts.clear()
         self._n_bytes = 0
 
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
-        """Send bytes, as `write` does."""
-        self.write(b"".join(list_of_data))
-
     def write_eof(self) -> None:
         """Send what waits, and that there will be no more."""
         self.flush()
@@ -124,20 +119,11 @@ class OutboxTransport:
 
     # The rest is the transport's own.
 
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        return self._transport.get_write_buffer_limits()
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        self._transport.set_write_buffer_limits(high, low)
-
     def can_write_eof(self) -> bool:
         return self._transport.can_write_eof()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
-
-    def is_reading(self) -> bool:
-        return self._transport.is_reading()
 
     def pause_reading(self) -> None:
         self._transport.pause_reading()
@@ -147,9 +133,3 @@ class OutboxTransport:
 
     def get_extra_info(self, name: str, default: object = None) -> Any:
         return self._transport.get_extra_info(name, default)
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._transport.get_protocol()
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        self._transport.set_protocol(protocol)
