@@ -20,7 +20,6 @@ import errno
 import os
 import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from zlib_ng.zlib_ng import crc32
 
 from feedback.journal_line import Carrier, Line, PipeLine, StartWriter, ThreadLine
 from feedback.journal_reader import first_seq, last_seq, waiting_since
@@ -56,6 +56,8 @@ HOLD_S: Final = 0.002
 """After a group of at least so many the next one is held for up to so long, until it has half of the requests under
 way: a write costs the same for five records as for fifty, and while one half is written the other is worked on.
 PostgreSQL waits likewise with `commit_siblings` and `commit_delay`."""
+SMALL_BYTES: Final = 64 * 1024
+"""A group of less is held until it has three quarters: it is on disk before the last quarter has been worked on."""
 CROWD: Final = 100
 CROWD_HOLD_S: Final = 0.005
 """With so many under way a smaller group is followed by such a wait too: slow streams end one by one, and a write for
@@ -137,7 +139,7 @@ class Journal:
         self._n_under_way: Callable[[], int] = _nobody
         self._after_group: Callable[[], None] = _nothing
         self._hold: asyncio.TimerHandle | None = None
-        self._n_wanted = 0
+        self._n_wanted = self._n_wanted_if_small = 0
         self._ended: list[Carrier] = []
         self._opening: Future[Line] | None = None
         self._restart_pause_s = RESTART_S
@@ -185,7 +187,7 @@ class Journal:
         head = FRAME.pack(self._salt, seq, self._clock(), len(meta), len(request), len(response))
         frame = b"".join((head, meta, request, response))
         group = self._filling
-        group.parts += (frame, zlib.crc32(frame).to_bytes(CRC_BYTES, "little"))
+        group.parts += (frame, crc32(frame).to_bytes(CRC_BYTES, "little"))
         group.dones.append(done)
         n_bytes = len(frame) + CRC_BYTES
         group.n_bytes += n_bytes
@@ -198,7 +200,7 @@ class Journal:
             self._filled.append(group)
             self._filling = Group()
             self._end_hold()
-        elif self._hold is not None and len(group.dones) >= self._n_wanted:
+        elif self._hold is not None and self._is_enough(group):
             self._end_hold()
 
     def size(self) -> SpoolSize:
@@ -274,16 +276,20 @@ class Journal:
     def _collect(self, group: Group, is_kept: bool) -> None:
         """On the loop: send the next group off, or let it grow first; then tell everyone in this one."""
         loop, n_under_way = self._loop, self._n_under_way()
-        n_wanted = n_under_way // 2
-        is_few = len(self._filling.dones) < n_wanted and not self._filled
+        self._n_wanted, self._n_wanted_if_small = n_under_way // 2, n_under_way * 3 // 4
+        is_few = not self._filled and not self._is_enough(self._filling)
         hold_s = hold_after(len(group.dones), n_under_way)
         if loop is not None and is_few and hold_s and not self._is_closed:
-            self._n_wanted = n_wanted
             self._hold = loop.call_later(hold_s, self._end_hold)
         else:
             self._hand_over()
         self._tell(group, is_kept)
         self._after_group()
+
+    def _is_enough(self, group: Group) -> bool:
+        """Whether a group need not be held any longer."""
+        n_records = len(group.dones)
+        return n_records >= self._n_wanted and (n_records >= self._n_wanted_if_small or group.n_bytes >= SMALL_BYTES)
 
     def _end_hold(self) -> None:
         """Have the group that grew sent off, after this turn of the loop."""

@@ -9,8 +9,9 @@ bytes stand the sequence numbers, which only rise: a segment's frames are newer 
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import NamedTuple
+
+from zlib_ng.zlib_ng import crc32
 
 MAGIC = b"PAWLJRN1"
 SALT_BYTES = 8
@@ -87,7 +88,7 @@ def unsealed(data: bytes) -> bytes | None:
 
 
 def crc_of(content: bytes) -> bytes:
-    return zlib.crc32(content).to_bytes(CRC_BYTES, "little")
+    return crc32(content).to_bytes(CRC_BYTES, "little")
 
 
 def pack_header(header: Header) -> bytes:
@@ -130,7 +131,7 @@ def frame_size(data: bytes, start: int, salt: bytes, after: int) -> int:
 def unpack_frame(data: bytes, start: int, size: int) -> Frame | None:
     """The frame of that size at `start`, if all of it is there and as it was written."""
     end = start + size - CRC_BYTES
-    if zlib.crc32(memoryview(data)[start:end]).to_bytes(CRC_BYTES, "little") != data[end : start + size]:
+    if crc32(memoryview(data)[start:end]).to_bytes(CRC_BYTES, "little") != data[end : start + size]:
         return None
     _, seq, at, n_meta, n_request, _ = FRAME.unpack_from(data, start)
     request_at = start + FRAME.size + n_meta

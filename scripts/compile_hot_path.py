@@ -47,6 +47,7 @@ MODULES = (
     "serving/keys.py",
     "serving/outbox.py",
     "serving/patience.py",
+    "serving/recently_served.py",
     "serving/relay.py",
     "serving/repeated_heads.py",
     "serving/replicas.py",

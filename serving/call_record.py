@@ -8,6 +8,7 @@ from typing import Final
 
 import orjson
 
+from ab_testing.assignment import Assignment
 from feedback.recording import parse_answer
 from serving.call import Call
 from serving.identity import unit_of
@@ -25,28 +26,24 @@ ID_PREFIXES: Final[Mapping[str, str]] = {
 """How the ids of each route's answers begin, as the engine makes them."""
 
 
+MAX_SHARED: Final = 1_000
+"""Of what calls have in common; when there is more, all of it is written anew."""
+
+_shared: Final[dict[tuple[str, str, int, Assignment, str, str], bytes]] = {}
+
+
 def meta_of(call: Call) -> bytes:
     """The fields of `feedback.recording.Exchange`, as JSON."""
     now = seconds()
-    request, assignment, principal, error = call.request, call.assignment, call.principal, call.error
-    return orjson.dumps(
+    request, principal, error = call.request, call.principal, call.error
+    own = orjson.dumps(
         {
             "id": call.suffix,
             "completion_id": ID_PREFIXES[call.route] + call.suffix,
-            "route": call.route,
             "created_at": call.created_at,
-            "alias": request.alias,
             "key_id": principal.key_id,
             "user_id": principal.user or None,
             "unit_id": unit_of(principal) or call.unique,
-            "experiment": assignment.experiment,
-            "assigned_variant": assignment.variant,
-            "served_variant": call.variant,
-            "probability": assignment.probability,
-            "is_analysed": assignment.is_analysed,
-            "phase": assignment.phase,
-            "route_version": call.known.version,
-            "model": call.model,
             "regenerate_of": call.regenerate_of,
             "is_stream": request.is_stream,
             "is_stored": request.is_stored,
@@ -56,6 +53,31 @@ def meta_of(call: Call) -> bytes:
             "first_byte_ms": (call.first_byte_at - call.started) * 1000 if call.first_byte_at else None,
         }
     )
+    return own[:-1] + _shared_facts(call)
+
+
+def _shared_facts(call: Call) -> bytes:
+    """Of the way that a call took, written once for all calls that took it: the rest of an object."""
+    assignment, version = call.assignment, call.known.version
+    way = (call.route, call.request.alias, version, assignment, call.variant, call.model)
+    facts = _shared.get(way)
+    if facts is None:
+        fields = {
+            "route": call.route,
+            "alias": call.request.alias,
+            "experiment": assignment.experiment,
+            "assigned_variant": assignment.variant,
+            "served_variant": call.variant,
+            "probability": assignment.probability,
+            "is_analysed": assignment.is_analysed,
+            "phase": assignment.phase,
+            "route_version": version,
+            "model": call.model,
+        }
+        if len(_shared) >= MAX_SHARED:
+            _shared.clear()
+        facts = _shared[way] = b"," + orjson.dumps(fields)[1:]
+    return facts
 
 
 def texts_of(call: Call) -> tuple[bytes, bytes]:

@@ -42,6 +42,7 @@ from serving.errors import (
 from serving.identity import credential_of, header_text, is_sane, principal_from, unit_of
 from serving.keys import ANONYMOUS, ApiKey
 from serving.limits import NO_LIMITS, Limiter
+from serving.recently_served import RecentlyServed
 from serving.replicas import Replica, ReplicaSet, RequestEnd, RetryBudget, conversation_of
 from serving.request_fields import CompletionRequest, FieldLimits, parse_request, upstream_body
 from serving.routes import HOT_PATHS
@@ -76,9 +77,6 @@ SWEEP_S: Final = 0.2
 FLUSH_S: Final = 0.25
 END_AFTER_LAST_EVENT_S: Final = 0.5
 """How long an engine may take to end a stream whose last event it has sent, before its connection is given up."""
-RECENT: Final = 2_048
-"""At least so many completions, and at most twice as many, whose alias and variant are remembered for feedback that
-comes before the database has them."""
 
 
 class Records(Protocol):
@@ -154,8 +152,7 @@ class Relay:
         self._assignments = AssignmentCache()
         self._randomness = ids.Randomness()
         self._timers: list[asyncio.TimerHandle] = []
-        self._recent: dict[str, tuple[str, str]] = {}
-        self._less_recent: dict[str, tuple[str, str]] = {}
+        self._recently_served = RecentlyServed()
         self._is_log_required = settings.log_required
         self._variant_lines: dict[tuple[str, str], bytes] = {}
         self._is_empty: asyncio.Event | None = None
@@ -225,7 +222,7 @@ class Relay:
 
     def recently_served(self, suffix: str) -> tuple[str, str] | None:
         """Alias and assigned variant of a completion this process made a short while ago."""
-        return self._recent.get(suffix) or self._less_recent.get(suffix)
+        return self._recently_served.find(suffix)
 
     def flush(self) -> None:
         """Bring the metrics up to date."""
@@ -599,7 +596,7 @@ class Relay:
         if call.phase == Phase.OVER:
             return
         if is_kept:
-            self._remember(call)
+            self._recently_served.note(call.suffix, call.request.alias, call.assignment.variant)
         else:
             RECORDS_DROPPED.inc()
             if self._is_log_required and call.error is None:
@@ -659,12 +656,6 @@ class Relay:
             self._variant_lines.clear()
         self._variant_lines[variant, model] = named
         return named
-
-    def _remember(self, call: Call) -> None:
-        recent = self._recent
-        recent[call.suffix] = (call.request.alias, call.assignment.variant)
-        if len(recent) >= RECENT:  # All at once: to forget the oldest each time would cost more than to remember.
-            self._less_recent, self._recent = recent, {}
 
     def _count(self, call: Call) -> None:
         now = seconds()

@@ -123,17 +123,20 @@ async def test_what_comes_in_one_turn_of_the_loop_shares_a_write(
     journal.close()
 
 
-async def test_a_group_that_follows_a_large_one_grows_to_half_of_what_is_under_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("body", "n_wanted"), [(b"", 12), (b"a" * 300, 8)])
+async def test_a_group_that_follows_a_large_one_grows_to_half_of_what_is_under_way_and_further_if_it_is_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes, n_wanted: int
 ) -> None:
     monkeypatch.setattr("feedback.journal.HOLD_S", 60.0)
+    monkeypatch.setattr("feedback.journal.SMALL_BYTES", 2_000)
     journal = unbound_journal(tmp_path / "j")
     journal.bind(asyncio.get_running_loop(), lambda: 16)
     assert all(await keep_all(journal, names(0, 6)))
-    held = [asyncio.ensure_future(keep(journal, name)) for name in names(6, 13)]
+    held = [asyncio.ensure_future(keep(journal, name, body)) for name in names(6, 6 + n_wanted - 1)]
     await asyncio.sleep(0.05)
     assert not any(answer.done() for answer in held)
-    assert await keep(journal, b"the eighth")
+    async with asyncio.timeout(10):
+        assert await keep(journal, b"the last one", body)
     assert all(await asyncio.gather(*held))
     journal.close()
 
@@ -149,10 +152,11 @@ async def test_of_a_crowd_even_records_that_come_one_by_one_share_a_write(
     assert await keep(journal, b"of few again")
     n_under_way = 100
     assert await keep(journal, b"of a crowd")
-    held = [asyncio.ensure_future(keep(journal, name)) for name in names(3, 52)]
+    held = [asyncio.ensure_future(keep(journal, name)) for name in names(3, 77)]
     await asyncio.sleep(0.05)
     assert not any(answer.done() for answer in held)
-    assert await keep(journal, b"half of them")
+    async with asyncio.timeout(10):
+        assert await keep(journal, b"three quarters of them")
     assert all(await asyncio.gather(*held))
     journal.close()
 
@@ -169,6 +173,7 @@ async def test_a_group_that_does_not_grow_is_not_held_for_long(tmp_path: Path, n
 
 async def test_closing_does_not_wait_for_a_group_to_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("feedback.journal.HOLD_S", 60.0)
+    monkeypatch.setattr("feedback.journal.SMALL_BYTES", 2_000)
     journal = unbound_journal(tmp_path / "j")
     journal.bind(asyncio.get_running_loop(), lambda: 16)
     assert all(await keep_all(journal, names(0, 6)))

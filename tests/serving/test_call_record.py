@@ -1,14 +1,20 @@
-"""What is kept of a call whose caller does not want it stored."""
+"""What is kept of a call: the facts, and the bytes as far as its caller wants them stored."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import fields
+from types import SimpleNamespace
+from typing import Any, cast
 
 import orjson
 import pytest
 
-from feedback.recording import parse_answer
-from serving.call_record import without_text
+from ab_testing.assignment import Assignment
+from feedback.recording import Exchange, parse_answer
+from pawl.ids import Principal
+from serving import call_record
+from serving.call import Call
+from serving.call_record import meta_of, without_text
 from tests.feedback.test_recording import ANSWERS
 
 CHAT = {
@@ -48,3 +54,71 @@ def test_the_counts_stay_and_the_texts_go(route: str, answer: bytes, is_stream: 
     text = before.message.get("content")
     assert text
     assert str(text) not in reduced.decode()
+
+
+BASE: dict[str, Any] = {
+    "route": "chat.completions",
+    "alias": "assistant",
+    "experiment": "tone",
+    "assigned_variant": "treatment",
+    "served_variant": "control",
+    "probability": 0.25,
+    "is_analysed": True,
+    "phase": 2,
+    "route_version": 7,
+    "model": "base-model",
+}
+OTHERS = {
+    "route": "completions",
+    "alias": "helper",
+    "experiment": None,
+    "assigned_variant": "control",
+    "served_variant": "treatment",
+    "probability": 0.75,
+    "is_analysed": False,
+    "phase": 3,
+    "route_version": 8,
+    "model": 'a "model"',
+}
+
+
+def call_that(number: int, facts: dict[str, Any]) -> Call:
+    """One with these facts, of a user of its own."""
+    call = SimpleNamespace(
+        suffix=f"{number:048x}",
+        unique=f"{number:032x}",
+        created_at=float(number),
+        route=facts["route"],
+        request=SimpleNamespace(alias=facts["alias"], is_stream=False, is_stored=True),
+        principal=Principal("key", f"user {number}"),
+        assignment=Assignment(
+            facts["experiment"],
+            facts["assigned_variant"],
+            "assigned-model",
+            facts["probability"],
+            facts["is_analysed"],
+            facts["phase"],
+        ),
+        variant=facts["served_variant"],
+        model=facts["model"],
+        known=SimpleNamespace(version=facts["route_version"]),
+        regenerate_of=None,
+        status="ok",
+        error=None,
+        started=0.0,
+        first_byte_at=0.0,
+    )
+    return cast(Call, call)
+
+
+@pytest.mark.parametrize("max_shared", [1_000, 1, 2])
+def test_facts_that_calls_share_are_those_of_each(monkeypatch: pytest.MonkeyPatch, max_shared: int) -> None:
+    monkeypatch.setattr(call_record, "MAX_SHARED", max_shared)
+    monkeypatch.setattr(call_record, "_shared", {})
+    ways = [BASE, *({**BASE, name: other} for name, other in OTHERS.items())]
+    for number, facts in enumerate([*ways, *ways]):
+        meta = orjson.loads(meta_of(call_that(number, facts)))
+        assert {name: meta[name] for name in facts} == facts
+        assert set(meta) == {field.name for field in fields(Exchange)}
+        assert (meta["id"], meta["user_id"], meta["http_status"]) == (f"{number:048x}", f"user {number}", 200)
+        assert len(call_record._shared) <= max_shared
