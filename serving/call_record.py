@@ -24,8 +24,6 @@ ID_PREFIXES: Final[Mapping[str, str]] = {
     "messages": "chatcmpl-",
 }
 """How the ids of each route's answers begin, as the engine makes them."""
-
-
 MAX_SHARED: Final = 1_000
 """Of what calls have in common; when there is more, all of it is written anew."""
 

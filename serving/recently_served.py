@@ -12,7 +12,7 @@ class RecentlyServed:
     """Alias and assigned variant of completions, by the hexadecimal digits of their ids.
 
     Noting them happens for every request and asking for one seldom, so they are put in order only when one is asked
-    for, and forgotten many at a time.
+    for, and forgotten many at a time. Belongs to the event loop's thread.
     """
 
     def __init__(self) -> None:
