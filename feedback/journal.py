@@ -139,7 +139,7 @@ class Journal:
         self._n_under_way: Callable[[], int] = _nobody
         self._after_group: Callable[[], None] = _nothing
         self._hold: asyncio.TimerHandle | None = None
-        self._n_wanted = self._n_wanted_if_small = 0
+        self._n_expected = 0
         self._ended: list[Carrier] = []
         self._opening: Future[Line] | None = None
         self._restart_pause_s = RESTART_S
@@ -276,7 +276,7 @@ class Journal:
     def _collect(self, group: Group, is_kept: bool) -> None:
         """On the loop: send the next group off, or let it grow first; then tell everyone in this one."""
         loop, n_under_way = self._loop, self._n_under_way()
-        self._n_wanted, self._n_wanted_if_small = n_under_way // 2, n_under_way * 3 // 4
+        self._n_expected = n_under_way
         is_few = not self._filled and not self._is_enough(self._filling)
         hold_s = hold_after(len(group.dones), n_under_way)
         if loop is not None and is_few and hold_s and not self._is_closed:
@@ -288,8 +288,8 @@ class Journal:
 
     def _is_enough(self, group: Group) -> bool:
         """Whether a group need not be held any longer."""
-        n_records = len(group.dones)
-        return n_records >= self._n_wanted and (n_records >= self._n_wanted_if_small or group.n_bytes >= SMALL_BYTES)
+        n_wanted = self._n_expected * 3 // 4 if group.n_bytes < SMALL_BYTES else self._n_expected // 2
+        return len(group.dones) >= n_wanted
 
     def _end_hold(self) -> None:
         """Have the group that grew sent off, after this turn of the loop."""
